@@ -1,0 +1,1 @@
+//! The virtual lab: workstations in QEMU behind a switch.

@@ -1,0 +1,30 @@
+//! The nouns of labshift, its file formats and its wire messages. No I/O: everything here parses from
+//! bytes or text that somebody else read, and prints to bytes that somebody else writes.
+//!
+//! | module | noun |
+//! |---|---|
+//! | [`mac`] | a hardware address |
+//! | [`fault`] | what is wrong with a file, where, and what to do: all faults at once |
+//! | [`recipe`] | what an image is made of |
+//! | [`manifest`] | what an image is: sizes, hashes, root hash, signature |
+//! | [`service`] | a program that PID 1 supervises |
+//! | [`boot`] | the boot plane's questions (who is this machine?) and its journal |
+//! | [`context`] | what init knows and hands to the runtime |
+//! | [`guest`] | a virtual machine, and its saved state |
+//! | [`node`] | the messages on a node's channel |
+//! | [`site`] | the file that an admin edits |
+//! | [`paths`] | URL paths and file names that two rooms share |
+
+pub mod boot;
+pub mod context;
+pub mod fault;
+pub mod guest;
+pub mod mac;
+pub mod manifest;
+pub mod node;
+pub mod paths;
+pub mod recipe;
+pub mod service;
+pub mod site;
+
+pub use mac::MacAddr;

@@ -1,0 +1,46 @@
+//! A program that PID 1 starts and keeps running.
+
+use serde::{Deserialize, Serialize};
+
+/// When PID 1 starts a program again after it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Restart {
+    /// Whatever its exit status, with back-off.
+    #[default]
+    Always,
+    /// Only after a non-zero exit or a signal.
+    OnFailure,
+    /// Run once; services that name it in `after` wait until it has ended with success.
+    Never,
+}
+
+/// One supervised program. Part of the manifest, so it is signed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Service {
+    /// Unique in its image.
+    pub name: String,
+    /// Absolute path and arguments; no shell in between.
+    pub exec: Vec<String>,
+    /// Services that must be up (or, for [`Restart::Never`], done) first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<String>,
+    /// When to start it again.
+    #[serde(default)]
+    pub restart: Restart,
+    /// `NAME=value` pairs added to a clean environment.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub environment: Vec<String>,
+    /// User to run as; root when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Path whose appearance means that the service is ready (a socket or a file); without it a service is
+    /// ready when started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<String>,
+    /// Terminal to run on (for example `/dev/tty1`), opened as its standard input, output and error, with a new
+    /// session. Without it, output goes to init's log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tty: Option<String>,
+}

@@ -1,0 +1,1 @@
+//! Pure decisions: desired and observed state in, steps out.

@@ -1,0 +1,1 @@
+//! The boot plane: DHCP, TFTP and HTTP.

@@ -1,0 +1,1 @@
+//! Remote CUDA: protocol, node server, software device.

@@ -1,0 +1,1 @@
+//! The node's daemon: network, guests, modes.
