@@ -75,7 +75,7 @@ pub struct NodeDesired {
 #[serde(tag = "message", rename_all = "kebab-case")]
 pub enum ToNode {
     /// The desired state.
-    Desired(NodeDesired),
+    Desired(Box<NodeDesired>),
     /// Asks for a reboot of exactly this boot attempt; a command that arrives late finds another number and is ignored.
     Reboot {
         /// The boot that is meant.

@@ -1,1 +1,3 @@
 //! Pure decisions: desired and observed state in, steps out.
+
+pub mod node;

@@ -1,0 +1,557 @@
+//! Whole plans for every transition, and a property: performing any plan on a simple model of a node reaches
+//! the desired state, and the next plan is empty.
+
+use labshift_model::{
+    MacAddr,
+    guest::{GuestSpec, SavedState},
+    manifest::FileEntry,
+    node::ModeFrom,
+};
+use proptest::prelude::*;
+
+use super::*;
+
+const NOON: i64 = 1_795_000_000;
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(NOON + seconds).expect("in range")
+}
+
+fn spec(name: &str, role: Role) -> GuestSpec {
+    GuestSpec {
+        name: name.into(),
+        role,
+        image: match role {
+            Role::Desktop => "desk".into(),
+            Role::Batch => "work".into(),
+        },
+        generation: match role {
+            Role::Desktop => "d1".into(),
+            Role::Batch => "w1".into(),
+        },
+        memory_mib: 512,
+        vcpus: 1,
+        disk_mib: 0,
+        mac: MacAddr::for_guest(name),
+        cid: 10,
+        token: "t".into(),
+        restore: None,
+    }
+}
+
+fn saved(revision: u64) -> SavedState {
+    SavedState {
+        revision,
+        memory: FileEntry { size: 1, sha256: "00".into() },
+        disk: None,
+        node: "ws-02".into(),
+    }
+}
+
+fn desired(mode: Mode) -> NodeDesired {
+    NodeDesired {
+        revision: 1,
+        now: at(0),
+        current: ModeFrom { from: at(-60), mode, cause: "schedule".into() },
+        upcoming: vec![],
+        grace_seconds: 60,
+        desktop: Some(spec("desk-1", Role::Desktop)),
+        batch: vec![spec("batch-1", Role::Batch), spec("batch-2", Role::Batch)],
+        rcuda: true,
+    }
+}
+
+fn guest(role: Role, domain: Domain) -> GuestObserved {
+    let generation = if role == Role::Desktop { "d1" } else { "w1" };
+    GuestObserved { role, domain, generation: generation.into(), revision: 0, saved: None }
+}
+
+fn booted() -> NodeObserved {
+    NodeObserved { server_reachable: true, ..Default::default() }
+}
+
+fn at_desktop() -> NodeObserved {
+    NodeObserved {
+        server_reachable: true,
+        bridge: true,
+        guests: [("desk-1".to_owned(), guest(Role::Desktop, Domain::Running))].into(),
+        images: ["d1".to_owned(), "w1".to_owned()].into(),
+        screen: Screen::Guest("desk-1".into()),
+        idle_seconds: Some(5),
+        ..Default::default()
+    }
+}
+
+fn at_compute() -> NodeObserved {
+    NodeObserved {
+        server_reachable: true,
+        bridge: true,
+        guests: [
+            ("batch-1".to_owned(), guest(Role::Batch, Domain::Running)),
+            ("batch-2".to_owned(), guest(Role::Batch, Domain::Running)),
+        ]
+        .into(),
+        images: ["d1".to_owned(), "w1".to_owned()].into(),
+        rcuda: Rcuda::Serving,
+        ..Default::default()
+    }
+}
+
+fn fetch(image: &str, generation: &str) -> Step {
+    Step::FetchImage { image: image.into(), generation: generation.into() }
+}
+fn start(guest: &str) -> Step {
+    Step::StartGuest { guest: guest.into() }
+}
+fn restore(guest: &str, revision: u64) -> Step {
+    Step::RestoreGuest { guest: guest.into(), revision }
+}
+fn save(guest: &str, revision: u64) -> Step {
+    Step::SaveGuest { guest: guest.into(), revision }
+}
+fn upload(guest: &str, revision: u64) -> Step {
+    Step::UploadSaved { guest: guest.into(), revision }
+}
+fn show(guest: &str) -> Step {
+    Step::ShowGuest { guest: guest.into() }
+}
+fn forget(guest: &str) -> Step {
+    Step::ForgetGuest { guest: guest.into() }
+}
+fn warn(guest: &str, seconds: u64) -> Step {
+    Step::WarnPerson { guest: guest.into(), seconds }
+}
+fn wait_grace(guest: &str, seconds: u64) -> Step {
+    Step::AwaitGrace { guest: guest.into(), seconds }
+}
+fn shut_down(guest: &str) -> Step {
+    Step::ShutDownGuest { guest: guest.into(), grace: SHUTDOWN_GRACE_SECONDS }
+}
+
+fn steps(desired: &NodeDesired, observed: &NodeObserved) -> Vec<Step> {
+    plan(desired, observed, at(0)).steps
+}
+
+#[test]
+fn from_boot_to_desktop() {
+    let plan = plan(&desired(Mode::Desktop), &booted(), at(0));
+    assert_eq!(plan.steps, [Step::EnsureBridge, fetch("desk", "d1"), start("desk-1"), show("desk-1")]);
+    assert_eq!(plan.afterwards, [fetch("work", "w1")]);
+    assert!(!plan.reached());
+}
+
+#[test]
+fn from_boot_to_compute() {
+    let mut desired = desired(Mode::Compute);
+    desired.batch[1].restore = Some(saved(4));
+    assert_eq!(
+        steps(&desired, &booted()),
+        [Step::EnsureBridge, fetch("work", "w1"), start("batch-1"), restore("batch-2", 4), Step::StartRcuda]
+    );
+}
+
+#[test]
+fn from_desktop_to_compute() {
+    assert_eq!(
+        steps(&desired(Mode::Compute), &at_desktop()),
+        [
+            warn("desk-1", 60),
+            wait_grace("desk-1", 60),
+            shut_down("desk-1"),
+            Step::WithdrawWarning,
+            Step::HideGuest,
+            forget("desk-1"),
+            start("batch-1"),
+            start("batch-2"),
+            Step::StartRcuda,
+        ]
+    );
+}
+
+#[test]
+fn from_compute_to_desktop() {
+    let mut observed = at_compute();
+    observed.guests.get_mut("batch-2").expect("there").revision = 7;
+    assert_eq!(
+        steps(&desired(Mode::Desktop), &observed),
+        [
+            save("batch-1", 1),
+            upload("batch-1", 1),
+            save("batch-2", 8),
+            upload("batch-2", 8),
+            Step::StopRcuda,
+            start("desk-1"),
+            show("desk-1"),
+        ]
+    );
+}
+
+#[test]
+fn to_maintenance_starts_nothing() {
+    assert_eq!(
+        steps(&desired(Mode::Maintenance), &at_desktop()),
+        [
+            warn("desk-1", 60),
+            wait_grace("desk-1", 60),
+            shut_down("desk-1"),
+            Step::WithdrawWarning,
+            Step::HideGuest,
+            forget("desk-1")
+        ]
+    );
+    assert_eq!(steps(&desired(Mode::Maintenance), &booted()), [Step::EnsureBridge]);
+}
+
+#[test]
+fn to_off_from_compute_and_desktop() {
+    assert_eq!(
+        steps(&desired(Mode::Off), &at_compute()),
+        [
+            save("batch-1", 1),
+            upload("batch-1", 1),
+            save("batch-2", 1),
+            upload("batch-2", 1),
+            Step::StopRcuda,
+            Step::PowerOff
+        ]
+    );
+    let plan = plan(&desired(Mode::Off), &at_desktop(), at(0));
+    assert_eq!(plan.steps.last(), Some(&Step::PowerOff));
+    assert_eq!(plan.steps[0], warn("desk-1", 60));
+    assert_eq!(plan.afterwards, []);
+}
+
+#[test]
+fn a_reboot_leaves_in_order_and_then_reboots() {
+    let observed = NodeObserved { reboot: true, ..at_compute() };
+    assert_eq!(steps(&desired(Mode::Compute), &observed).last(), Some(&Step::Reboot));
+}
+
+#[test]
+fn a_mode_that_is_reached_has_an_empty_plan() {
+    for (mode, observed) in [(Mode::Desktop, at_desktop()), (Mode::Compute, at_compute())] {
+        let plan = plan(&desired(mode), &observed, at(0));
+        assert!(plan.reached() && plan.next().is_none(), "{plan:?}");
+    }
+}
+
+#[test]
+fn restarts_half_way_go_on_from_what_is_there() {
+    // The grace was half over when the daemon looked again.
+    let warned = NodeObserved { warned_seconds_ago: Some(25), ..at_desktop() };
+    assert_eq!(steps(&desired(Mode::Compute), &warned)[0], wait_grace("desk-1", 35));
+    let over = NodeObserved { warned_seconds_ago: Some(90), ..at_desktop() };
+    assert_eq!(steps(&desired(Mode::Compute), &over)[0], shut_down("desk-1"));
+
+    // One guest was saved but not uploaded, the other was left paused by a save that broke off.
+    let mut observed = at_compute();
+    let one = observed.guests.get_mut("batch-1").expect("there");
+    one.domain = Domain::Ended { orderly: true };
+    one.saved = Some(SavedCopy { revision: 3, stored: false });
+    observed.guests.get_mut("batch-2").expect("there").domain = Domain::Paused;
+    assert_eq!(
+        steps(&desired(Mode::Desktop), &observed)[..3],
+        [upload("batch-1", 3), save("batch-2", 1), upload("batch-2", 1)]
+    );
+    // The same, but the node shall compute after all: the local copy comes back, the paused guest goes on.
+    assert_eq!(
+        steps(&desired(Mode::Compute), &observed),
+        [restore("batch-1", 3), Step::ResumeGuest { guest: "batch-2".into() }]
+    );
+
+    // A desktop that was defined but never started, and one that runs unseen.
+    let mut half = at_desktop();
+    half.screen = Screen::Status;
+    assert_eq!(steps(&desired(Mode::Desktop), &half), [show("desk-1")]);
+    half.guests.get_mut("desk-1").expect("there").domain = Domain::None;
+    assert_eq!(steps(&desired(Mode::Desktop), &half), [start("desk-1"), show("desk-1")]);
+}
+
+#[test]
+fn a_session_that_stays_after_all_loses_its_warning() {
+    let warned = NodeObserved { warned_seconds_ago: Some(25), ..at_desktop() };
+    assert_eq!(steps(&desired(Mode::Desktop), &warned), [Step::WithdrawWarning]);
+}
+
+#[test]
+fn guests_that_end() {
+    let mut observed = at_compute();
+    let one = observed.guests.get_mut("batch-1").expect("there");
+    one.domain = Domain::Ended { orderly: true };
+    assert_eq!(steps(&desired(Mode::Compute), &observed), [], "work that ended by itself is done");
+    observed.guests.get_mut("batch-1").expect("there").domain = Domain::Ended { orderly: false };
+    assert_eq!(steps(&desired(Mode::Compute), &observed), [start("batch-1")], "a crash is not an end");
+    let mut desired = desired(Mode::Compute);
+    desired.batch[0].restore = Some(saved(2));
+    assert_eq!(
+        steps(&desired, &observed),
+        [restore("batch-1", 2)],
+        "it comes back from its last saved state"
+    );
+}
+
+#[test]
+fn work_newer_than_the_servers_knowledge_is_not_lost() {
+    let mut observed = at_compute();
+    let one = observed.guests.get_mut("batch-1").expect("there");
+    one.domain = Domain::None;
+    one.saved = Some(SavedCopy { revision: 5, stored: true });
+    let mut desired = desired(Mode::Compute);
+    desired.batch[0].restore = Some(saved(4));
+    assert_eq!(steps(&desired, &observed), [restore("batch-1", 5)]);
+}
+
+#[test]
+fn alone_the_node_follows_its_schedule_but_spares_a_desktop_in_use() {
+    let mut desired = desired(Mode::Desktop);
+    desired.upcoming = vec![
+        ModeFrom { from: at(100), mode: Mode::Compute, cause: "night".into() },
+        ModeFrom { from: at(900), mode: Mode::Off, cause: "weekend".into() },
+    ];
+    let alone = |idle| NodeObserved { server_reachable: false, idle_seconds: idle, ..at_desktop() };
+    let mode = |idle, seconds| mode_wanted(&desired, &alone(idle), at(seconds));
+    assert_eq!(mode(None, 0), (Mode::Desktop, "schedule".into(), Some(100)));
+    assert_eq!(mode(None, 100), (Mode::Compute, "night".into(), Some(800)));
+    assert_eq!(mode(None, 901), (Mode::Off, "weekend".into(), None));
+    assert_eq!(mode(Some(590), 200), (Mode::Desktop, "somebody uses the desktop".into(), Some(10)));
+    assert_eq!(mode(Some(600), 200).0, Mode::Compute);
+    // With the server there, its word counts.
+    assert_eq!(mode_wanted(&desired, &at_desktop(), at(901)).0, Mode::Desktop);
+}
+
+#[test]
+fn alone_the_desktop_comes_but_saved_work_stays_and_power_off_waits() {
+    let mut desired = desired(Mode::Compute);
+    desired.upcoming = vec![ModeFrom { from: at(0), mode: Mode::Desktop, cause: "lab".into() }];
+    let alone = NodeObserved { server_reachable: false, ..at_compute() };
+    assert_eq!(
+        steps(&desired, &alone),
+        [save("batch-1", 1), save("batch-2", 1), Step::StopRcuda, start("desk-1"), show("desk-1")]
+    );
+    desired.upcoming[0].mode = Mode::Off;
+    let plan = plan(&desired, &alone, at(0));
+    assert_eq!(plan.steps, [save("batch-1", 1), save("batch-2", 1), Step::StopRcuda]);
+    assert!(plan.held_up && !plan.reached());
+}
+
+#[test]
+fn a_failed_step_waits_and_the_others_go_on() {
+    let mut observed = at_compute();
+    observed.troubles.insert("batch-1".into(), Trouble { times: 2, seconds_ago: 3 });
+    let plan = plan(&desired(Mode::Desktop), &observed, at(0));
+    assert_eq!(
+        plan.steps,
+        [save("batch-2", 1), upload("batch-2", 1), Step::StopRcuda, start("desk-1"), show("desk-1")]
+    );
+    assert_eq!((plan.held_up, plan.look_again), (true, Some(7)));
+    assert_eq!([1, 2, 3, 6, 99].map(retry_after), [5, 10, 20, 120, 120]);
+
+    // An image that can't be had holds its guest, not the others; power stays on while work is unsaved.
+    let mut observed = NodeObserved { images: Default::default(), ..booted() };
+    observed.troubles.insert("d1".into(), Trouble { times: 1, seconds_ago: 0 });
+    assert_eq!(steps(&desired(Mode::Desktop), &observed), [Step::EnsureBridge]);
+    let mut observed = at_compute();
+    observed.troubles.insert("batch-1".into(), Trouble { times: 1, seconds_ago: 0 });
+    assert!(!steps(&desired(Mode::Off), &observed).contains(&Step::PowerOff));
+}
+
+#[test]
+fn tidies_up_what_nobody_needs() {
+    let mut observed = at_desktop();
+    observed.images.insert("old".into());
+    observed.images.remove("w1");
+    observed.guests.insert("batch-9".into(), guest(Role::Batch, Domain::Ended { orderly: true }));
+    let plan = plan(&desired(Mode::Desktop), &observed, at(0));
+    assert!(plan.reached());
+    assert_eq!(
+        plan.afterwards,
+        [forget("batch-9"), Step::DropImage { generation: "old".into() }, fetch("work", "w1")]
+    );
+}
+
+/// What a step does on a node where everything works.
+fn perform(observed: &mut NodeObserved, step: &Step, desired: &NodeDesired) {
+    let spec_of =
+        |name: &str| desired.desktop.iter().chain(&desired.batch).find(|s| s.name == name).expect("wanted");
+    match step {
+        Step::EnsureBridge => observed.bridge = true,
+        Step::FetchImage { generation, .. } => {
+            observed.images.insert(generation.clone());
+        }
+        Step::WarnPerson { .. } => observed.warned_seconds_ago = Some(0),
+        Step::AwaitGrace { seconds, .. } => {
+            let ago = observed.warned_seconds_ago.expect("nobody waits without a warning");
+            observed.warned_seconds_ago = Some(ago + seconds);
+        }
+        Step::WithdrawWarning => observed.warned_seconds_ago = None,
+        Step::ShutDownGuest { guest, .. } => {
+            let g = observed.guests.get_mut(guest).expect("there");
+            assert_eq!(g.role, Role::Desktop, "work is never ended");
+            assert!(
+                observed.warned_seconds_ago.is_some_and(|s| s >= u64::from(desired.grace_seconds))
+                    || desired.grace_seconds == 0
+            );
+            g.domain = Domain::Ended { orderly: true };
+            if observed.screen == Screen::Guest(guest.clone()) {
+                observed.screen = Screen::Status;
+            }
+        }
+        Step::HideGuest => observed.screen = Screen::Status,
+        Step::SaveGuest { guest, revision } => {
+            let g = observed.guests.get_mut(guest).expect("there");
+            assert!(*revision > g.revision && g.saved.is_none_or(|s| *revision > s.revision));
+            g.domain = Domain::Ended { orderly: true };
+            g.saved = Some(SavedCopy { revision: *revision, stored: false });
+        }
+        Step::UploadSaved { guest, revision } => {
+            let g = observed.guests.get_mut(guest).expect("there");
+            assert_eq!(g.saved, Some(SavedCopy { revision: *revision, stored: false }));
+            g.saved = Some(SavedCopy { revision: *revision, stored: true });
+        }
+        Step::StopRcuda => observed.rcuda = Rcuda::Stopped,
+        Step::StartRcuda => observed.rcuda = Rcuda::Serving,
+        Step::StartGuest { guest } | Step::RestoreGuest { guest, .. } => {
+            let spec = spec_of(guest);
+            assert!(observed.images.contains(&spec.generation), "no start without its image");
+            assert!(observed.bridge, "no start without the network");
+            let revision = if let Step::RestoreGuest { revision, .. } = step { *revision } else { 0 };
+            let old = observed.guests.get(guest).and_then(|g| g.saved).map_or(0, |s| s.revision);
+            assert!(revision >= old, "saved work is lost");
+            observed.guests.insert(
+                guest.clone(),
+                GuestObserved {
+                    role: spec.role,
+                    domain: Domain::Running,
+                    generation: spec.generation.clone(),
+                    revision,
+                    saved: None,
+                },
+            );
+        }
+        Step::ResumeGuest { guest } => {
+            observed.guests.get_mut(guest).expect("there").domain = Domain::Running;
+        }
+        Step::ShowGuest { guest } => {
+            assert_eq!(observed.guests[guest].domain, Domain::Running);
+            observed.screen = Screen::Guest(guest.clone());
+        }
+        Step::ForgetGuest { guest } => {
+            let g = observed.guests.remove(guest).expect("there");
+            assert!(matches!(g.domain, Domain::None | Domain::Ended { .. }) && g.saved.is_none());
+        }
+        Step::DropImage { generation } => {
+            assert!(observed.images.remove(generation));
+        }
+        Step::Reboot | Step::PowerOff => {
+            let unsaved = observed.guests.values().any(|g| {
+                matches!(g.domain, Domain::Running | Domain::Paused) || g.saved.is_some_and(|s| !s.stored)
+            });
+            assert!(!unsaved, "power goes while something lives only here");
+        }
+    }
+}
+
+fn domains() -> impl Strategy<Value = Domain> {
+    prop_oneof![
+        Just(Domain::None),
+        Just(Domain::Running),
+        Just(Domain::Paused),
+        Just(Domain::Ended { orderly: true }),
+        Just(Domain::Ended { orderly: false }),
+    ]
+}
+
+fn guests() -> impl Strategy<Value = BTreeMap<String, GuestObserved>> {
+    let names = prop::sample::subsequence(vec!["desk-1", "desk-0", "batch-1", "batch-2", "batch-9"], 0..=5);
+    names.prop_flat_map(|names| {
+        let each = names.into_iter().map(|name| {
+            (domains(), 0u64..3, prop::option::of((0u64..4, any::<bool>()))).prop_map(
+                move |(domain, revision, copy)| {
+                    let role = if name.starts_with("desk") { Role::Desktop } else { Role::Batch };
+                    let runs = matches!(domain, Domain::Running | Domain::Paused);
+                    let saved = copy
+                        .filter(|_| role == Role::Batch && !runs)
+                        .map(|(over, stored)| SavedCopy { revision: revision + over + 1, stored });
+                    (name.to_owned(), GuestObserved { revision, saved, ..guest(role, domain) })
+                },
+            )
+        });
+        each.collect::<Vec<_>>().prop_map(|v| v.into_iter().collect())
+    })
+}
+
+fn nodes() -> impl Strategy<Value = NodeObserved> {
+    let images = prop::sample::subsequence(vec!["d1", "w1", "old"], 0..=3);
+    let screen = prop_oneof![Just(Screen::Status), Just(Screen::Guest("desk-1".into()))];
+    let rcuda = prop_oneof![Just(Rcuda::Stopped), Just(Rcuda::Silent), Just(Rcuda::Serving)];
+    (
+        any::<bool>(),
+        guests(),
+        images,
+        screen,
+        rcuda,
+        prop::option::of(0u64..200),
+        prop::option::of(0u64..2000),
+    )
+        .prop_map(|(bridge, guests, images, screen, rcuda, warned, idle)| NodeObserved {
+            server_reachable: true,
+            bridge,
+            // A guest that is over has no picture.
+            screen: match guests.get("desk-1").map(|g: &GuestObserved| g.domain) {
+                Some(Domain::Running | Domain::Paused) => screen,
+                _ => Screen::Status,
+            },
+            guests,
+            images: images.into_iter().map(str::to_owned).collect(),
+            rcuda,
+            warned_seconds_ago: warned,
+            idle_seconds: idle,
+            ..Default::default()
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn every_plan_reaches_the_desired_state(
+        mut observed in nodes(),
+        mode in prop_oneof![Just(Mode::Desktop), Just(Mode::Compute), Just(Mode::Maintenance), Just(Mode::Off)],
+        grace in prop_oneof![Just(0u32), Just(60)],
+        rcuda: bool,
+        server_revision in prop::option::of(1u64..6),
+    ) {
+        let mut desired = desired(mode);
+        desired.grace_seconds = grace;
+        desired.rcuda = rcuda;
+        desired.batch[0].restore = server_revision.map(saved);
+
+        let first = plan(&desired, &observed, at(0));
+        prop_assert!(!first.held_up);
+        for step in &first.steps {
+            perform(&mut observed, step, &desired);
+        }
+        let second = plan(&desired, &observed, at(0));
+        let off = first.steps.last() == Some(&Step::PowerOff);
+        prop_assert!(off == (mode == Mode::Off));
+        prop_assert!(off || second.reached(), "{:?} then {:?}", first.steps, second.steps);
+
+        // Step by step the same end is reached, tidying included; the number of steps is bounded.
+        let mut left = 40;
+        while let Some(step) = plan(&desired, &observed, at(0)).next().cloned() {
+            if step == Step::PowerOff {
+                break;
+            }
+            perform(&mut observed, &step, &desired);
+            left -= 1;
+            prop_assert!(left > 0, "the plan never ends: {step:?}");
+        }
+        for spec in desired.batch.iter().filter(|_| mode == Mode::Compute) {
+            let g = &observed.guests[&spec.name];
+            let done = Domain::Ended { orderly: true };
+            prop_assert!(g.domain == Domain::Running || g.domain == done);
+        }
+        prop_assert_eq!(observed.rcuda == Rcuda::Serving, mode == Mode::Compute && rcuda);
+        prop_assert_eq!(observed.screen != Screen::Status, mode == Mode::Desktop);
+    }
+}
