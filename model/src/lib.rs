@@ -13,8 +13,10 @@
 //! | [`guest`] | a virtual machine, and its saved state |
 //! | [`node`] | the messages on a node's channel |
 //! | [`site`] | the file that an admin edits |
+//! | [`api`] | what the server says of its fleet, and what an admin may ask |
 //! | [`paths`] | URL paths and file names that two rooms share |
 
+pub mod api;
 pub mod boot;
 pub mod context;
 pub mod fault;
