@@ -27,7 +27,7 @@ test: test-unit test-lab ## run every test
 
 test-unit: build ## tests that need no machine
 	$(CARGO) test --release --locked --workspace --exclude labshift-tests
-	$(CARGO) test --release --locked -p labshift-tests --test arrows --test command
+	$(CARGO) test --release --locked -p labshift-tests --test arrows
 
 test-lab: build ## tests that boot workstations in QEMU, one after the other
 	$(CARGO) test --release --locked -p labshift-tests --test day --test boot -- --test-threads=1 --nocapture

@@ -1,2 +1,60 @@
-//! Entry point.
-fn main() {}
+//! The `labshift` command: parses arguments, calls one function, prints. Everything it does lives in the rooms
+//! below; this crate joins them.
+
+mod args;
+mod exit;
+mod node;
+mod site;
+mod table;
+
+use std::process::ExitCode;
+
+use args::{Arguments, Command};
+use clap::{CommandFactory, Parser};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report(&error);
+            exit::code(&error)
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let json = arguments.json;
+    match arguments.command {
+        Command::Image(_) => todo!(),
+        Command::Serve(_) => todo!(),
+        Command::Site(command) => site::run(command, json),
+        Command::Node(command) => node::run(command, json),
+        Command::Status(server) => node::status(&server, json),
+        Command::Lab(_) => todo!(),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "labshift", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}
+
+/// Prints an error and its causes once, each on a line of its own.
+fn report(error: &anyhow::Error) {
+    let mut said = error.to_string();
+    eprintln!("labshift: {said}");
+    for cause in error.chain().skip(1) {
+        let text = cause.to_string();
+        // A library that prints its source within its own text must not be heard twice.
+        if !said.contains(&text) {
+            eprintln!("  because: {text}");
+        }
+        said = text;
+    }
+}
+
+/// Prints one JSON document.
+fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
+}

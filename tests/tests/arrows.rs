@@ -29,7 +29,7 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
                 "labshift-lab",
             ],
         ),
-        ("labshift-tests", vec!["labshift-model", "labshift-lab"]),
+        ("labshift-tests", vec!["labshift-model", "labshift-lab", "labshift-fleet"]),
     ])
 }
 

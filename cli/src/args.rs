@@ -1,0 +1,347 @@
+//! What the user typed.
+
+use std::{net::Ipv4Addr, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Turn a room of PCs into a stateless KVM cloud: desktops in lab hours, compute hosts otherwise, off when idle.
+#[derive(Debug, Parser)]
+#[command(
+    name = "labshift",
+    version,
+    propagate_version = true,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    after_help = "Exit codes: 0 done · 1 failed · 2 wrong usage · 3 a file has mistakes · 4 not found · \
+5 no permission · 6 the server can't be reached"
+)]
+pub struct Arguments {
+    /// Print JSON on standard output instead of text.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Say more about what happens; twice for everything.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The nouns.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Build, lock and look at images.
+    #[command(subcommand)]
+    Image(Image),
+    /// Boot server and control plane: DHCP, TFTP, HTTP, schedules, dashboard.
+    Serve(Serve),
+    /// Check a site file and see its schedule.
+    #[command(subcommand)]
+    Site(Site),
+    /// Look at and steer workstations.
+    #[command(subcommand)]
+    Node(Node),
+    /// The whole fleet at a glance.
+    Status(Server),
+    /// A virtual lab in QEMU: try a recipe or a schedule before a room sees it.
+    #[command(subcommand)]
+    Lab(Lab),
+    /// Print a completion script for a shell.
+    Completions {
+        /// Shell to print it for.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Image commands.
+#[derive(Debug, Subcommand)]
+pub enum Image {
+    /// Build an image from a recipe and publish it in a store.
+    Build(ImageBuild),
+    /// Resolve a recipe's packages and write the exact versions to a lock file.
+    Lock(ImageLock),
+    /// List the images of a store.
+    List {
+        /// Image store.
+        #[arg(short = 'o', long, default_value = "store", env = "LABSHIFT_STORE")]
+        store: PathBuf,
+    },
+    /// Show what an image holds.
+    Inspect {
+        /// Image name, or NAME@GENERATION.
+        image: String,
+        /// Image store.
+        #[arg(short = 'o', long, default_value = "store", env = "LABSHIFT_STORE")]
+        store: PathBuf,
+    },
+}
+
+/// Where packages come from.
+#[derive(Debug, Args)]
+pub struct Sources {
+    /// Debian mirror to use instead of the machine's own apt sources (repeatable).
+    #[arg(long, value_name = "URL")]
+    pub mirror: Vec<String>,
+    /// Keyring that may sign package indexes, instead of the machine's Debian archive keys (repeatable).
+    #[arg(long, value_name = "FILE")]
+    pub keyring: Vec<PathBuf>,
+    /// Directory for downloaded packages; by default the user's cache directory.
+    #[arg(long, value_name = "DIR", env = "LABSHIFT_CACHE")]
+    pub cache: Option<PathBuf>,
+}
+
+/// `image build`.
+#[derive(Debug, Args)]
+pub struct ImageBuild {
+    /// Recipe file.
+    #[arg(required = true)]
+    pub recipe: Vec<PathBuf>,
+    /// Image store to publish into; created when missing.
+    #[arg(short = 'o', long, default_value = "store", env = "LABSHIFT_STORE")]
+    pub store: PathBuf,
+    /// Build exactly what this lock file says.
+    #[arg(long, value_name = "FILE")]
+    pub locked: Option<PathBuf>,
+    /// Directory with labshift's own programs for the image; by default `programs` beside this command.
+    #[arg(long, value_name = "DIR")]
+    pub programs: Option<PathBuf>,
+    /// Package sources.
+    #[command(flatten)]
+    pub sources: Sources,
+}
+
+/// `image lock`.
+#[derive(Debug, Args)]
+pub struct ImageLock {
+    /// Recipe file.
+    pub recipe: PathBuf,
+    /// Lock file to write; by default beside the recipe, with the extension `.lock`.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Package sources.
+    #[command(flatten)]
+    pub sources: Sources,
+}
+
+/// `serve`.
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// Site file.
+    #[arg(long, default_value = "site.toml", env = "LABSHIFT_SITE")]
+    pub site: PathBuf,
+    /// Image store.
+    #[arg(short = 'o', long, default_value = "store", env = "LABSHIFT_STORE")]
+    pub store: PathBuf,
+    /// Directory for what the server learns by itself: registry, leases, saved guests, the admin's token.
+    #[arg(long, default_value = "/var/lib/labshift", env = "LABSHIFT_STATE")]
+    pub state: PathBuf,
+    /// Network interface of the lab.
+    #[arg(long)]
+    pub interface: String,
+    /// TCP port for firmware, nodes and the dashboard.
+    #[arg(long, default_value_t = labshift_model::paths::HTTP_PORT)]
+    pub http_port: u16,
+    /// Whether this server gives out addresses.
+    #[arg(long, value_enum, default_value_t = DhcpMode::Authoritative)]
+    pub dhcp: DhcpMode,
+    /// `system`, or `manual:2026-11-23T07:40:00` for a clock that an admin moves (virtual labs).
+    #[arg(long, default_value = "system")]
+    pub clock: String,
+}
+
+/// DHCP modes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DhcpMode {
+    /// The only DHCP server of its network.
+    Authoritative,
+    /// Adds boot information beside another server.
+    Proxy,
+    /// Gives no answers.
+    Off,
+}
+
+/// Site commands.
+#[derive(Debug, Subcommand)]
+pub enum Site {
+    /// Report every mistake of a site file.
+    Check {
+        /// Site file.
+        #[arg(default_value = "site.toml")]
+        file: PathBuf,
+    },
+    /// Print what each room does when, and why.
+    Schedule {
+        /// Site file.
+        #[arg(default_value = "site.toml")]
+        file: PathBuf,
+        /// First moment, as local time of the site (2026-11-23T07:00); now when absent.
+        #[arg(long)]
+        from: Option<String>,
+        /// Days to print.
+        #[arg(long, default_value_t = 1)]
+        days: u16,
+    },
+}
+
+/// How to reach a running server.
+#[derive(Debug, Clone, Args)]
+pub struct Server {
+    /// Server's address.
+    #[arg(long, default_value = "http://127.0.0.1:8080", env = "LABSHIFT_SERVER")]
+    pub server: String,
+    /// File with the admin's token.
+    #[arg(long, default_value = "/var/lib/labshift/admin.token", env = "LABSHIFT_TOKEN_FILE")]
+    pub token_file: PathBuf,
+}
+
+/// Node commands.
+#[derive(Debug, Subcommand)]
+pub enum Node {
+    /// List the nodes and what they do.
+    List(Server),
+    /// Say why a node is as it is and what comes next.
+    Explain {
+        /// Node name.
+        node: String,
+        /// Server.
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Show a node's boots, stage by stage.
+    Boots {
+        /// Node name.
+        node: String,
+        /// Server.
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Wake a node now.
+    Wake {
+        /// Node name.
+        node: String,
+        /// Server.
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Give a node a mode, whatever its schedule says.
+    Mode {
+        /// Node name.
+        node: String,
+        /// desktop, compute, maintenance or off; `schedule` takes the override back.
+        mode: String,
+        /// Server.
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Reboot a node; its batch guests are saved first.
+    Reboot {
+        /// Node name.
+        node: String,
+        /// Server.
+        #[command(flatten)]
+        server: Server,
+    },
+}
+
+/// Virtual lab commands.
+#[derive(Debug, Subcommand)]
+pub enum Lab {
+    /// Start a lab for a site file: server, switch, workstations that are off. Runs until Ctrl-C.
+    Up(LabUp),
+    /// Play one day of a small lab and print its timeline.
+    Demo(LabScenario),
+    /// Measure boots and mode changes, printed as figures.
+    Bench(LabScenario),
+    /// List a running lab's workstations.
+    Status(Control),
+    /// Press a workstation's power button.
+    Press(Machine),
+    /// Pull a workstation's plug.
+    Unplug(Machine),
+    /// Cut a workstation's network cable.
+    Cut(Machine),
+    /// Mend a workstation's network cable.
+    Mend(Machine),
+    /// Send a magic packet to a workstation from the server's port.
+    Wake(Machine),
+    /// Save a picture of a workstation's screen.
+    Screenshot {
+        /// Workstation.
+        #[command(flatten)]
+        machine: Machine,
+        /// PNG file to write.
+        file: PathBuf,
+    },
+    /// Stop a running lab.
+    Stop(Control),
+}
+
+/// `lab up`.
+#[derive(Debug, Args)]
+pub struct LabUp {
+    /// Site file; its machines become workstations.
+    #[arg(long, default_value = "site.toml", env = "LABSHIFT_SITE")]
+    pub site: PathBuf,
+    /// Image store.
+    #[arg(short = 'o', long, default_value = "store", env = "LABSHIFT_STORE")]
+    pub store: PathBuf,
+    /// Directory for the lab's state, logs and sockets.
+    #[arg(long, default_value = "lab")]
+    pub output: PathBuf,
+    /// Firmware of a workstation: NAME=bios or NAME=uefi (repeatable); bios when not said.
+    #[arg(long, value_name = "NAME=FIRMWARE")]
+    pub firmware: Vec<String>,
+    /// Memory of each workstation in MiB.
+    #[arg(long, default_value_t = 3072)]
+    pub memory: u32,
+    /// Address and port on this machine where the dashboard appears.
+    #[arg(long, default_value = "127.0.0.1:8088")]
+    pub dashboard: String,
+    /// The server's clock: `system`, or `manual:TIME`.
+    #[arg(long, default_value = "system")]
+    pub clock: String,
+    /// Write every frame on each workstation's cable to OUTPUT/NAME.pcap.
+    #[arg(long)]
+    pub capture: bool,
+    /// Address of the server inside the lab; the site's own when absent.
+    #[arg(long)]
+    pub address: Option<Ipv4Addr>,
+}
+
+/// `lab demo` and `lab bench`.
+#[derive(Debug, Args)]
+pub struct LabScenario {
+    /// Directory with recipes lab.toml, guest-desktop.toml and guest-batch.toml.
+    #[arg(long, default_value = "recipes")]
+    pub recipes: PathBuf,
+    /// Image store; images are built when they are missing or their recipes changed.
+    #[arg(short = 'o', long, default_value = "store", env = "LABSHIFT_STORE")]
+    pub store: PathBuf,
+    /// Directory for screenshots, traces and logs.
+    #[arg(long, default_value = "demo")]
+    pub output: PathBuf,
+    /// Address and port on this machine where the dashboard appears.
+    #[arg(long, default_value = "127.0.0.1:8088")]
+    pub dashboard: String,
+    /// Package sources.
+    #[command(flatten)]
+    pub sources: Sources,
+}
+
+/// How to reach a running lab.
+#[derive(Debug, Args)]
+pub struct Control {
+    /// The lab's directory (`lab up --output`).
+    #[arg(long, default_value = "lab")]
+    pub output: PathBuf,
+}
+
+/// One workstation of a running lab.
+#[derive(Debug, Args)]
+pub struct Machine {
+    /// Workstation name.
+    pub machine: String,
+    /// Lab.
+    #[command(flatten)]
+    pub control: Control,
+}

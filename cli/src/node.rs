@@ -1,0 +1,151 @@
+//! `labshift node` and `labshift status`: the fleet as a running server sees it.
+
+use anyhow::{Context, Result, bail};
+use labshift_fleet::client::{Client, ClientError};
+use labshift_model::{
+    api::{Boot, FleetStatus, ModeRequest, NodeView, RebootRequest, WakeRequest},
+    manifest::short,
+    node::Mode,
+};
+
+use crate::{
+    args::{Node, Server},
+    exit::Refusal,
+    table::{duration, table},
+};
+
+/// Carries out a node command.
+pub fn run(command: Node, json: bool) -> Result<()> {
+    match command {
+        Node::List(server) => {
+            let status = ask(&server, Client::status)?;
+            if json {
+                return crate::print_json(&status.nodes);
+            }
+            print!("{}", nodes(&status));
+        }
+        Node::Explain { node, server } => {
+            let explanation = ask(&server, |c| c.explain(&node))?;
+            if json {
+                return crate::print_json(&explanation);
+            }
+            println!("{}: {}\n", explanation.node, explanation.summary);
+            println!("wanted  {} since {}: {}", explanation.wanted.mode, explanation.wanted.from, explanation.wanted.cause);
+            for next in &explanation.upcoming {
+                println!("next    {} from {}: {}", next.mode, next.from, next.cause);
+            }
+            println!("\nhow it came to this, newest first:");
+            for event in &explanation.history {
+                let because = if event.cause.is_empty() { String::new() } else { format!(" — {}", event.cause) };
+                println!("  {}  {}{because}", event.at, event.text);
+            }
+        }
+        Node::Boots { node, server } => {
+            let boots = ask(&server, |c| c.boots(&node))?;
+            if json {
+                return crate::print_json(&boots);
+            }
+            boots.iter().for_each(|boot| print!("{}", stages(boot)));
+        }
+        Node::Wake { node, server } => {
+            let request = WakeRequest { cause: "asked on the command line".into(), seconds: None };
+            done(ask(&server, |c| c.ask(&node, "wake", &request))?, json)?;
+        }
+        Node::Mode { node, mode, server } => {
+            let mode = mode_named(&mode)?;
+            let request = ModeRequest { mode, until: None, cause: "asked on the command line".into() };
+            done(ask(&server, |c| c.ask(&node, "mode", &request))?, json)?;
+        }
+        Node::Reboot { node, server } => {
+            let request = RebootRequest { cause: "asked on the command line".into() };
+            done(ask(&server, |c| c.ask(&node, "reboot", &request))?, json)?;
+        }
+    }
+    Ok(())
+}
+
+/// Prints the whole fleet.
+pub fn status(server: &Server, json: bool) -> Result<()> {
+    let status = ask(server, Client::status)?;
+    if json {
+        return crate::print_json(&status);
+    }
+    println!("{} · {}\n", status.site, status.now.in_tz(&status.timezone).map_or_else(|_| status.now.to_string(), |t| t.to_string()));
+    println!("{}", nodes(&status));
+    if !status.guests.is_empty() {
+        let rows: Vec<_> = status
+            .guests
+            .iter()
+            .map(|g| {
+                let report = g.report.as_ref().map(|r| r.body.to_string()).unwrap_or_default();
+                vec![g.name.clone(), g.phase.to_string(), g.node.clone().unwrap_or_default(), report]
+            })
+            .collect();
+        println!("{}", table(&["guest", "phase", "node", "last report"], &rows));
+    }
+    status.troubles.iter().for_each(|t| println!("trouble: {t}"));
+    Ok(())
+}
+
+fn nodes(status: &FleetStatus) -> String {
+    let rows: Vec<_> = status.nodes.iter().map(row).collect();
+    table(&["node", "room", "state", "image", "address", "why"], &rows)
+}
+
+fn row(node: &NodeView) -> Vec<String> {
+    let state = match &node.transition {
+        Some(t) => format!("{} ({}/{} {})", node.state, t.done, t.total, t.phase),
+        None => node.state.to_string(),
+    };
+    let image = node.generation.as_deref().map_or_else(|| node.image.clone(), |g| format!("{}@{}", node.image, short(g)));
+    vec![node.name.clone(), node.room.clone(), state, image, node.address.to_string(), node.cause.clone()]
+}
+
+/// One boot, stage by stage, as text.
+pub fn stages(boot: &Boot) -> String {
+    let mut text = format!("boot {} of {}@{}, {}\n", boot.attempt, boot.image, short(&boot.generation), boot.begun_real);
+    let mut before = 0;
+    for stage in &boot.stages {
+        let name = serde_json::to_value(stage.stage).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
+        let step = duration(stage.ms.saturating_sub(before));
+        text.push_str(&format!("  {:>10}  +{step:<10} {name:<14} {}\n", duration(stage.ms), stage.detail));
+        before = stage.ms;
+    }
+    if let Some(failure) = &boot.failure {
+        text.push_str(&format!("  failed: {} {}\n  help: {}\n", failure.code, failure.sentence, failure.hint));
+    }
+    text
+}
+
+fn done(done: labshift_model::api::Done, json: bool) -> Result<()> {
+    if json {
+        return crate::print_json(&done);
+    }
+    println!("{}", done.done);
+    Ok(())
+}
+
+fn mode_named(name: &str) -> Result<Option<Mode>> {
+    Ok(Some(match name {
+        "schedule" => return Ok(None),
+        "desktop" => Mode::Desktop,
+        "compute" => Mode::Compute,
+        "maintenance" => Mode::Maintenance,
+        "off" => Mode::Off,
+        _ => bail!("\"{name}\" is no mode; choose desktop, compute, maintenance, off or schedule"),
+    }))
+}
+
+/// Asks the server, with errors that carry an exit code.
+fn ask<T>(server: &Server, question: impl FnOnce(&Client) -> Result<T, ClientError>) -> Result<T> {
+    let client = Client::new(&server.server, &server.token_file).context("preparing to ask the server")?;
+    question(&client).map_err(|e| {
+        let text = e.to_string();
+        match e {
+            ClientError::Unreachable { .. } | ClientError::HangGuard { .. } => Refusal::Unreachable(text).into(),
+            ClientError::Refused { status: 404, .. } => Refusal::NotFound(text).into(),
+            ClientError::Refused { status: 401 | 403, .. } => Refusal::NoPermission(text).into(),
+            other => anyhow::Error::new(other),
+        }
+    })
+}

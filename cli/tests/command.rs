@@ -1,0 +1,163 @@
+//! The command as a person meets it: help, mistakes, exit codes.
+
+use std::{
+    net::TcpListener,
+    path::Path,
+    process::{Command, Output},
+};
+
+fn labshift(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_labshift")).args(arguments).output().expect("starting labshift")
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+#[track_caller]
+fn fails(arguments: &[&str], code: i32, wanted: &[&str]) {
+    let output = labshift(arguments);
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(code), "{arguments:?} said:\n{said}");
+    for part in wanted {
+        assert!(said.contains(part), "{arguments:?} does not say {part:?}:\n{said}");
+    }
+}
+
+/// Every command and sub-command explains itself.
+#[test]
+fn help_everywhere() {
+    fn walk(path: &mut Vec<String>) -> usize {
+        let mut arguments: Vec<&str> = path.iter().map(String::as_str).collect();
+        arguments.push("--help");
+        let output = labshift(&arguments);
+        let said = text(&output);
+        assert!(output.status.success(), "{arguments:?}: {said}");
+        assert!(said.contains("Usage: labshift"), "{arguments:?}: {said}");
+        let Some((_, commands)) = said.split_once("Commands:\n") else { return 1 };
+        let names: Vec<String> = commands
+            .lines()
+            .take_while(|l| l.starts_with("  "))
+            .filter(|l| !l.starts_with("   "))
+            .filter_map(|l| l.split_whitespace().next().map(str::to_owned))
+            .filter(|n| n != "help")
+            .collect();
+        assert!(!names.is_empty(), "{arguments:?}: {said}");
+        let mut seen = 1;
+        for name in names {
+            path.push(name);
+            seen += walk(path);
+            path.pop();
+        }
+        seen
+    }
+    assert!(walk(&mut vec![]) > 20);
+}
+
+#[test]
+fn no_such_recipe_names_the_nearest() {
+    let recipes = concat!(env!("CARGO_MANIFEST_DIR"), "/../recipes");
+    fails(&["image", "build", &format!("{recipes}/labb.toml")], 4, &["no recipe", "labb.toml", "did you mean", "lab.toml"]);
+}
+
+#[test]
+fn a_recipe_with_three_mistakes_gets_three_answers() {
+    let scratch = tempfile::tempdir().expect("temporary directory");
+    let recipe = scratch.path().join("x.toml");
+    let text = "name = \"x\"\nkind = \"hots\"\npakages = [\"bash\"]\n\n[[service]]\nname = \"a\"\nexec = [\"bin/a\"]\n";
+    std::fs::write(&recipe, text).expect("writing the recipe");
+    let recipe = recipe.display().to_string();
+    fails(
+        &["image", "build", &recipe, "-o", &scratch.path().join("store").display().to_string()],
+        3,
+        &["3 mistakes", "x.toml:2:8", "x.toml:3:1", "x.toml:7:9", "did you mean \"packages\"?"],
+    );
+    assert!(!scratch.path().join("store").exists(), "a bad recipe must not touch the store");
+}
+
+#[test]
+fn a_store_that_may_not_be_written() {
+    let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/../recipes/guest-batch.toml");
+    fails(&["image", "build", recipe, "-o", "/proc/labshift-store"], 4, &["/proc/labshift-store"]);
+}
+
+/// A file system of one mebibyte, made in a mount namespace of the test's own.
+#[test]
+fn no_free_disk() {
+    let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/../recipes/guest-batch.toml");
+    let script = format!(
+        "d=$(mktemp -d) && mount -t tmpfs -o size=1m labshift-test $d && mkdir $d/store && \
+         {} image build {recipe} -o $d/store --cache $d/cache; code=$?; umount -l $d; rmdir $d; exit $code",
+        env!("CARGO_BIN_EXE_labshift")
+    );
+    let output = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "sh", "-c", &script])
+        .output()
+        .expect("starting unshare");
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("no space is left"), "{said}");
+}
+
+fn site() -> String {
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/examples/site.toml").to_owned()
+}
+
+#[test]
+fn the_example_site_is_right_and_its_schedule_has_causes() {
+    assert!(Path::new(&site()).exists());
+    let output = labshift(&["site", "check", &site()]);
+    assert!(output.status.success(), "{}", text(&output));
+    let output = labshift(&["site", "schedule", &site(), "--from", "2026-11-23T07:00"]);
+    let said = text(&output);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("Algorithms") && said.contains("desktop"), "{said}");
+}
+
+#[test]
+fn mistakes_of_a_site_file_have_places() {
+    let scratch = tempfile::tempdir().expect("temporary directory");
+    let file = scratch.path().join("site.toml");
+    std::fs::write(&file, "name = 3\ntimezone = \"Mars/Base\"\n").expect("writing the site");
+    fails(&["site", "check", &file.display().to_string()], 3, &["site.toml:1:8", "site.toml:2:12"]);
+    fails(&["site", "check", "/nonexistent/site.toml"], 4, &["/nonexistent/site.toml"]);
+}
+
+#[test]
+fn a_server_that_is_not_there() {
+    let scratch = tempfile::tempdir().expect("temporary directory");
+    let token = scratch.path().join("token");
+    std::fs::write(&token, "00").expect("writing a token");
+    let token = token.display().to_string();
+    fails(&["status", "--server", "http://127.0.0.1:1", "--token-file", &token], 6, &["no server answers", "labshift serve"]);
+    fails(&["status", "--token-file", "/nonexistent/token"], 4, &["/nonexistent/token"]);
+}
+
+/// In a network namespace of its own, where the port is surely ours to take.
+#[test]
+fn a_port_in_use_and_no_permission() {
+    let scratch = tempfile::tempdir().expect("temporary directory");
+    let taken = TcpListener::bind("127.0.0.1:0").expect("binding");
+    let port = taken.local_addr().expect("address").port().to_string();
+    let (store, state) = (scratch.path().join("store"), scratch.path().join("state"));
+    std::fs::create_dir(&store).expect("store");
+    let serve = |extra: &[&str]| {
+        let mut arguments = vec!["serve".to_owned(), "--site".into(), site(), "--interface".into(), "lo".into()];
+        arguments.extend(["-o".into(), store.display().to_string(), "--state".into(), state.display().to_string()]);
+        arguments.extend(extra.iter().map(|s| (*s).to_owned()));
+        arguments
+    };
+    let arguments = serve(&["--http-port", &port, "--dhcp", "off"]);
+    fails(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), 1, &["in use", &port]);
+
+    // Without any capability, port 67 is not ours.
+    let arguments = serve(&["--http-port", "0"]);
+    let output = Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"])
+        .arg(env!("CARGO_BIN_EXE_labshift"))
+        .args(&arguments)
+        .output()
+        .expect("starting setpriv");
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(5), "{said}");
+}
