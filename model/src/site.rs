@@ -88,7 +88,7 @@ pub struct Server {
     pub gateway: Option<Ipv4Addr>,
     /// `dns`: name servers; none when absent.
     pub dns: Vec<Ipv4Addr>,
-    /// `lease = "1h"`: how long an address is lent, from `1m` to `30d`, in seconds. A node that could not renew its
+    /// `lease = "1h"`: how long an address is lent, from `1m` to `720h`, in seconds. A node that could not renew its
     /// lease for so long is taken for dead, and its guests may be resumed elsewhere.
     pub lease_seconds: u32,
 }
