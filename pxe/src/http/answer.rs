@@ -1,0 +1,94 @@
+//! `GET /boot/script.ipxe?mac=` and `GET /v1/boot/answer?mac=`: what a machine boots.
+
+use std::net::SocketAddr;
+
+use axum::{
+    Json,
+    extract::{ConnectInfo, Query, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use labshift_model::{
+    MacAddr,
+    boot::{BootChoice, MachineKind},
+};
+use serde::Deserialize;
+
+use super::{Context, sentence};
+use crate::{
+    script::{Script, script},
+    store,
+};
+
+/// `?mac=..`; init adds the machine's UUID, which is no key: several machines can share one.
+#[derive(Deserialize)]
+pub(super) struct Asker {
+    mac: String,
+}
+
+impl Asker {
+    fn mac(&self) -> Result<MacAddr, Box<Response>> {
+        self.mac.parse().map_err(|e: labshift_model::mac::BadMac| {
+            Box::new(sentence(StatusCode::BAD_REQUEST, e.to_string()))
+        })
+    }
+}
+
+/// iPXE's script. A machine that is known gets one that never ends in a prompt, whatever is wrong.
+pub(super) async fn ipxe_script(State(context): State<Context>, Query(asker): Query<Asker>) -> Response {
+    let mac = match asker.mac() {
+        Ok(mac) => mac,
+        Err(refused) => return *refused,
+    };
+    let machine = context.directory.machine(mac).filter(|m| m.kind == MachineKind::Node);
+    let (Some(machine), choice) = (machine, context.directory.boot(mac)) else {
+        return sentence(StatusCode::NOT_FOUND, format!("no machine in site.toml has MAC address {mac}"));
+    };
+    let base = context.config.base_url();
+    let say = |what: &Script<'_>| script(&base, mac, &machine.name, what);
+    let text = match choice {
+        BootChoice::Ignore => {
+            return sentence(
+                StatusCode::NOT_FOUND,
+                format!("{} does not boot from this server", machine.name),
+            );
+        }
+        BootChoice::LocalDisk => say(&Script::LocalDisk),
+        BootChoice::Refuse(reason) => say(&Script::Wait(&reason)),
+        BootChoice::Image { name, generation, arguments } => {
+            let (images, image, wanted) = (context.config.store.clone(), name.clone(), generation.clone());
+            let read = tokio::task::spawn_blocking(move || store::manifest(&images, &image, &wanted)).await;
+            match read.map_err(|e| e.to_string()).and_then(|r| r.map_err(|e| e.to_string())) {
+                Ok(manifest) => {
+                    say(&Script::Boot { manifest: &manifest, generation: &generation, arguments: &arguments })
+                }
+                Err(reason) => {
+                    tracing::error!("{}: image {name}: {reason}", machine.name);
+                    say(&Script::Wait(&format!("image {name} can not be read: {reason}")))
+                }
+            }
+        }
+    };
+    ([(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::CACHE_CONTROL, "no-store")], text)
+        .into_response()
+}
+
+/// Init's answer; a refusal is a sentence for the node's screen.
+pub(super) async fn boot_answer(
+    State(context): State<Context>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Query(asker): Query<Asker>,
+) -> Response {
+    let mac = match asker.mac() {
+        Ok(mac) => mac,
+        Err(refused) => return *refused,
+    };
+    // A new session is a write to the database: no place for a busy loop on some machine.
+    if !context.limiter.allows(peer.ip()) {
+        return super::report::too_many();
+    }
+    match context.directory.answer(mac, peer.ip().to_canonical()) {
+        Ok(answer) => ([(header::CACHE_CONTROL, "no-store")], Json(answer)).into_response(),
+        Err(reason) => sentence(StatusCode::FORBIDDEN, reason),
+    }
+}

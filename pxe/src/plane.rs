@@ -1,0 +1,216 @@
+//! Brings the boot plane up: takes the ports, or says exactly why it can't, and runs the tasks.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    os::fd::AsRawFd,
+    sync::{Arc, Mutex},
+};
+
+use axum::Router;
+use labshift_model::boot::{Directory, Journal};
+use nix::{
+    errno::Errno,
+    net::if_::if_nametoindex,
+    sys::socket::{
+        AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket,
+        sockopt::{BindToDevice, Broadcast, Ipv4PacketInfo, ReuseAddr},
+    },
+};
+use tokio::net::UdpSocket as AsyncSocket;
+
+use crate::{
+    config::{Config, Mode},
+    dhcp::{
+        lease::Leases,
+        ledger::{Ledger, LedgerError},
+        neighbour::mtu,
+        reply::{CLIENT_PORT, SERVER_PORT},
+        socket::{Server as DhcpServer, Sockets},
+    },
+    http,
+    tftp::server::Server as TftpServer,
+};
+
+const TFTP_PORT: u16 = 69;
+const BOOT_SERVER_PORT: u16 = 4011;
+/// When the interface does not say.
+const ETHERNET_MTU: usize = 1500;
+
+/// Why the boot plane does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Settings that can't work.
+    #[error("boot plane settings: {}", .0.join("; "))]
+    Config(Vec<String>),
+    /// No such interface.
+    #[error("no network interface {0}; `ip link` lists them")]
+    NoInterface(String),
+    /// Our address is not there.
+    #[error(
+        "{address} is not an address of this machine; add it: ip address add {address}/{prefix} dev {interface}"
+    )]
+    NoAddress {
+        /// The address.
+        address: Ipv4Addr,
+        /// Its prefix length.
+        prefix: u8,
+        /// Where it should be.
+        interface: String,
+    },
+    /// Another program has the port.
+    #[error("UDP port {port} is in use by another program; `ss -lunp sport = :{port}` shows which")]
+    InUse {
+        /// The port.
+        port: u16,
+    },
+    /// We may not.
+    #[error(
+        "no permission to open UDP port {port} on {interface}; run as root, or give CAP_NET_BIND_SERVICE, CAP_NET_RAW and CAP_NET_ADMIN"
+    )]
+    Permission {
+        /// The port.
+        port: u16,
+        /// The interface.
+        interface: String,
+    },
+    /// The ledger can't be used.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// Something else.
+    #[error("opening UDP port {port} on {interface}")]
+    Socket {
+        /// The port.
+        port: u16,
+        /// The interface.
+        interface: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// DHCP, TFTP and the HTTP routes of one interface.
+pub struct BootPlane {
+    config: Arc<Config>,
+    directory: Arc<dyn Directory>,
+    journal: Arc<dyn Journal>,
+    interface: u32,
+    tftp: UdpSocket,
+    dhcp: Option<Dhcp>,
+}
+
+struct Dhcp {
+    port: UdpSocket,
+    boot_server: UdpSocket,
+    overheard: Option<UdpSocket>,
+    leases: Leases,
+    ledger: Ledger,
+}
+
+impl BootPlane {
+    /// Takes the ports and reads the leases. Nothing is answered before [`BootPlane::serve`].
+    pub fn bind(
+        config: Config,
+        directory: Arc<dyn Directory>,
+        journal: Arc<dyn Journal>,
+    ) -> Result<Self, BindError> {
+        let faults = config.faults();
+        if !faults.is_empty() {
+            return Err(BindError::Config(faults));
+        }
+        let interface = if_nametoindex(config.interface.as_str())
+            .map_err(|_| BindError::NoInterface(config.interface.clone()))?;
+        let tftp = open(&config, config.server_address, TFTP_PORT, false)?;
+        let dhcp = match config.mode {
+            Mode::Off => None,
+            Mode::Authoritative | Mode::Proxy => {
+                let any = Ipv4Addr::UNSPECIFIED;
+                let port = open(&config, any, SERVER_PORT, false)?;
+                let boot_server = open(&config, any, BOOT_SERVER_PORT, false)?;
+                let overheard = open(&config, any, CLIENT_PORT, true)
+                    .inspect_err(|e| tracing::warn!("other DHCP servers will not be noticed: {e}"))
+                    .ok();
+                let (ledger, entries) = Ledger::open(&config.state)?;
+                Some(Dhcp { port, boot_server, overheard, leases: Leases::from_ledger(entries), ledger })
+            }
+        };
+        Ok(BootPlane { config: Arc::new(config), directory, journal, interface, tftp, dhcp })
+    }
+
+    /// The HTTP routes. They need the peer's address: serve them with
+    /// `into_make_service_with_connect_info::<SocketAddr>()`.
+    pub fn http_router(&self) -> Router {
+        http::router(self.config.clone(), self.directory.clone(), self.journal.clone())
+    }
+
+    /// Where the caller should listen for HTTP.
+    pub fn http_address(&self) -> SocketAddr {
+        (self.config.server_address, self.config.http_port).into()
+    }
+
+    /// Answers DHCP and TFTP until `shutdown` completes; then open transfers end. Fails when a socket does.
+    pub async fn serve(self, shutdown: impl Future<Output = ()> + Send) -> io::Result<()> {
+        let tftp = TftpServer {
+            config: self.config.clone(),
+            journal: self.journal.clone(),
+            mtu: mtu(&self.config.interface).await.unwrap_or(ETHERNET_MTU),
+        };
+        let tftp_socket = asynchronous(self.tftp)?;
+        let dhcp = match self.dhcp {
+            None => None,
+            Some(parts) => {
+                let sockets = Sockets {
+                    dhcp: asynchronous(parts.port)?,
+                    boot_server: asynchronous(parts.boot_server)?,
+                    overheard: parts.overheard.map(asynchronous).transpose()?,
+                };
+                let (leases, ledger) = (parts.leases, Arc::new(Mutex::new(parts.ledger)));
+                let (config, directory, journal) = (self.config, self.directory, self.journal);
+                let server =
+                    DhcpServer { config, directory, journal, leases, ledger, interface: self.interface };
+                Some((server, sockets))
+            }
+        };
+        let dhcp = async move {
+            match dhcp {
+                Some((server, sockets)) => server.run(sockets).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            ended = tftp.run(tftp_socket) => ended,
+            ended = dhcp => ended,
+            () = shutdown => Ok(()),
+        }
+    }
+}
+
+fn asynchronous(socket: UdpSocket) -> io::Result<AsyncSocket> {
+    socket.set_nonblocking(true)?;
+    AsyncSocket::from_std(socket)
+}
+
+/// A UDP socket of this interface alone, so that a server on another interface of the same machine is not in the way.
+/// `shared` ports are ours only to listen on beside a DHCP client.
+fn open(config: &Config, address: Ipv4Addr, port: u16, shared: bool) -> Result<UdpSocket, BindError> {
+    let interface = || config.interface.clone();
+    let opened = || -> nix::Result<UdpSocket> {
+        let fd = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+        setsockopt(&fd, BindToDevice, &config.interface.clone().into())?;
+        setsockopt(&fd, Broadcast, &true)?;
+        setsockopt(&fd, Ipv4PacketInfo, &true)?;
+        if shared {
+            setsockopt(&fd, ReuseAddr, &true)?;
+        }
+        bind(fd.as_raw_fd(), &SockaddrIn::from(std::net::SocketAddrV4::new(address, port)))?;
+        Ok(fd.into())
+    };
+    opened().map_err(|errno| match errno {
+        Errno::EADDRINUSE => BindError::InUse { port },
+        Errno::EPERM | Errno::EACCES => BindError::Permission { port, interface: interface() },
+        Errno::EADDRNOTAVAIL => {
+            BindError::NoAddress { address, prefix: config.prefix, interface: interface() }
+        }
+        other => BindError::Socket { port, interface: interface(), source: other.into() },
+    })
+}
