@@ -1,0 +1,117 @@
+//! The boot plane's questions, answered from memory; and its journal, passed on to the engine.
+
+use std::{
+    net::IpAddr,
+    sync::{Arc, PoisonError},
+};
+
+use labshift_model::{
+    MacAddr,
+    boot::{BootAnswer, BootChoice, BootPlaneEvent, Directory, Journal, Machine, MachineKind},
+    manifest,
+    site::{Room, Workstation},
+};
+
+use crate::{
+    Shared, View,
+    engine::Message,
+    keys::{hash, random_token},
+    store::Published,
+};
+
+/// Answers from the engine's last view.
+pub(crate) struct Answers(pub(crate) Arc<Shared>);
+
+impl View {
+    /// What a workstation boots: image, generation and the manifest; or why it can't.
+    pub(crate) fn boots(&self, machine: &Workstation) -> Result<(&Room, String, Arc<Published>), String> {
+        let room =
+            self.site.room(&machine.room).ok_or_else(|| format!("there is no room {}", machine.room))?;
+        let generation = room.generation.clone().or_else(|| self.images.stable.get(&room.image).cloned());
+        let trouble = || {
+            let known = self.images.troubles.get(&room.image).cloned();
+            known.unwrap_or_else(|| format!("image \"{}\" is not in the store", room.image))
+        };
+        let generation = generation.ok_or_else(trouble)?;
+        let key = (room.image.clone(), generation);
+        let published = self.images.published.get(&key).cloned().ok_or_else(trouble)?;
+        Ok((room, key.1, published))
+    }
+}
+
+impl Directory for Answers {
+    fn machine(&self, mac: MacAddr) -> Option<Machine> {
+        let view = self.0.view();
+        if let Some(machine) = view.site.machine_by_mac(mac) {
+            let address = Some(machine.address);
+            return Some(Machine { name: machine.name.clone(), address, kind: MachineKind::Node });
+        }
+        let desktops = view.site.machines.iter().map(Workstation::desktop_guest);
+        let guests = view.site.guests.iter().map(|g| g.name.clone()).chain(desktops);
+        let name = guests.into_iter().find(|name| MacAddr::for_guest(name) == mac)?;
+        Some(Machine { name, address: None, kind: MachineKind::Guest })
+    }
+
+    fn boot(&self, mac: MacAddr) -> BootChoice {
+        let view = self.0.view();
+        let Some(machine) = view.site.machine_by_mac(mac) else { return BootChoice::Ignore };
+        match view.boots(machine) {
+            Ok((room, generation, _)) => {
+                BootChoice::Image { name: room.image.clone(), generation, arguments: String::new() }
+            }
+            Err(why) => BootChoice::Refuse(why),
+        }
+    }
+
+    fn answer(&self, mac: MacAddr, from: IpAddr) -> Result<BootAnswer, String> {
+        let view = self.0.view();
+        let machine = view.site.machine_by_mac(mac).ok_or_else(|| {
+            format!("{mac} is no machine of site \"{}\"; add it to the site file", view.site.name)
+        })?;
+        let (room, generation, published) = view.boots(machine)?;
+        let attempt = self.0.next_attempt();
+        let token = random_token();
+        let answered = Message::Answered {
+            node: machine.name.clone(),
+            attempt,
+            token: hash(&token),
+            image: room.image.clone(),
+            generation: generation.clone(),
+            from,
+        };
+        self.0.tokens.write().unwrap_or_else(PoisonError::into_inner).add(
+            hash(&token),
+            &machine.name,
+            attempt,
+        );
+        self.0.inbox.try_send(answered).map_err(|_| "the server has too much to do; ask again".to_owned())?;
+        tracing::info!(
+            node = machine.name,
+            attempt,
+            generation = manifest::short(&generation),
+            "boot answer"
+        );
+        Ok(BootAnswer {
+            node: machine.name.clone(),
+            room: room.name.clone(),
+            image: room.image.clone(),
+            generation,
+            manifest: published.manifest.clone(),
+            signature: published.signature.clone(),
+            attempt,
+            token,
+            now: self.0.options.clock.moment().now,
+        })
+    }
+}
+
+/// Passes on what the boot plane saw.
+pub(crate) struct Ears(pub(crate) Arc<Shared>);
+
+impl Journal for Ears {
+    fn record(&self, event: BootPlaneEvent) {
+        if self.0.inbox.try_send(Message::Plane(event)).is_err() {
+            tracing::warn!("an event of the boot plane was dropped: the engine has too much to do");
+        }
+    }
+}

@@ -1,0 +1,536 @@
+//! The task that owns the fleet's state.
+//!
+//! A turn: take note of messages, plan until nothing is left to do, write the registry, then act (packets, messages to
+//! nodes), then publish. What is acted on is durable before: a guest that was given to a node is known to be there,
+//! also by a server that starts again.
+
+mod boot;
+mod hear;
+mod request;
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use labshift_model::{
+    MacAddr,
+    api::{self, Done, Event, EventKind, GuestPhase, GuestReport, NodeState, WakeMeans, WakeView},
+    boot::BootPlaneEvent,
+    guest::SavedState,
+    manifest::FileEntry,
+    node::{FromNode, Mode, NodeDesired, ToNode},
+    site::Site,
+};
+use labshift_plan::fleet::{self, FleetStep, Inputs, Moment, World};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{
+    RegistryError, Shared, View,
+    boots::BootLog,
+    keys::Hash,
+    registry::records::{self, Remembered, Write},
+    saved::{self, Part},
+    status,
+    store::Images,
+    wol,
+};
+
+/// Something that happened, for the engine.
+pub(crate) enum Message {
+    /// The boot plane saw something.
+    Plane(BootPlaneEvent),
+    /// A node's init was told what to boot.
+    Answered { node: String, attempt: u64, token: Hash, image: String, generation: String, from: IpAddr },
+    /// A node's runtime opened its channel and said hello.
+    Opened { node: String, connection: u64, hello: FromNode, to: mpsc::Sender<ToNode> },
+    /// It said something more.
+    Said { node: String, connection: u64, message: FromNode },
+    /// Its channel is closed.
+    Closed { node: String, connection: u64 },
+    /// A guest reported.
+    Report { guest: String, body: serde_json::Value, reply: oneshot::Sender<()> },
+    /// A part of a saved guest is in the store; answered when that is durable in the registry.
+    Uploaded {
+        guest: String,
+        revision: u64,
+        part: Part,
+        entry: FileEntry,
+        node: String,
+        reply: oneshot::Sender<()>,
+    },
+    /// An admin asks for something.
+    Admin { peer: SocketAddr, request: Request, reply: oneshot::Sender<Result<Done, Refusal>> },
+    /// A new site.
+    Reload(Box<Site>),
+}
+
+/// What an admin may ask for.
+#[derive(Debug, Clone)]
+pub(crate) enum Request {
+    Wake(String, api::WakeRequest),
+    Mode(String, api::ModeRequest),
+    Reboot(String, api::RebootRequest),
+    Fence(String, api::FenceRequest),
+    Clock(api::ClockRequest),
+}
+
+/// Why a request was refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// No such node.
+    NotFound(String),
+    /// It can't be done as things are.
+    Conflict(String),
+    /// The request makes no sense.
+    Bad(String),
+}
+
+impl Refusal {
+    pub(crate) fn text(&self) -> &str {
+        match self {
+            Refusal::NotFound(text) | Refusal::Conflict(text) | Refusal::Bad(text) => text,
+        }
+    }
+}
+
+/// An open channel to a node.
+struct Channel {
+    connection: u64,
+    to: mpsc::Sender<ToNode>,
+}
+
+/// What is done after the registry was written.
+enum Effect {
+    Wake { node: String, mac: MacAddr, view: WakeView },
+    Desire { node: String, desired: Box<NodeDesired> },
+    Reboot { node: String, attempt: u64, cause: String },
+    Prune { guest: String, keep: u64 },
+    Reported(oneshot::Sender<()>),
+    Answer(oneshot::Sender<Result<Done, Refusal>>, Result<String, Refusal>),
+}
+
+/// The owner of the fleet's state.
+pub(crate) struct Engine {
+    shared: Arc<Shared>,
+    messages: mpsc::Receiver<Message>,
+    pub(crate) site: Arc<Site>,
+    pub(crate) images: Arc<Images>,
+    pub(crate) world: World,
+    pub(crate) boots: BTreeMap<String, BootLog>,
+    pub(crate) wakes: BTreeMap<String, Vec<WakeView>>,
+    pub(crate) reports: BTreeMap<String, (GuestReport, u64)>,
+    pub(crate) rogues: BTreeMap<Ipv4Addr, Timestamp>,
+    channels: BTreeMap<String, Channel>,
+    addresses: BTreeMap<Ipv4Addr, MacAddr>,
+    phases: BTreeMap<String, GuestPhase>,
+    wanted: BTreeMap<String, (Mode, String)>,
+    kept: BTreeMap<(&'static str, String), Kept>,
+    pub(crate) event: u64,
+    boot: u64,
+    writes: Vec<Write>,
+    effects: Vec<Effect>,
+    events: Vec<Event>,
+}
+
+/// A record as it was written last.
+struct Kept {
+    /// Without what changes all the time.
+    settled: String,
+    at_real: Timestamp,
+}
+
+/// How often the registry takes note of what changes all the time, in seconds.
+const NOTE_SECONDS: i64 = 30;
+/// How often the image store is read again, in ticks.
+const STORE_TICKS: u64 = 5;
+
+impl Engine {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        messages: mpsc::Receiver<Message>,
+        remembered: Remembered,
+    ) -> Self {
+        let view = shared.view();
+        let mut engine = Engine {
+            messages,
+            site: view.site.clone(),
+            images: view.images.clone(),
+            world: World::default(),
+            boots: remembered.boots,
+            wakes: BTreeMap::new(),
+            reports: remembered.reports,
+            rogues: BTreeMap::new(),
+            channels: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+            phases: BTreeMap::new(),
+            wanted: BTreeMap::new(),
+            kept: BTreeMap::new(),
+            event: remembered.event,
+            boot: remembered.boot,
+            writes: vec![],
+            effects: vec![],
+            events: vec![],
+            shared,
+        };
+        let moment = engine.moment();
+        for ((kind, name), json) in remembered.records {
+            let read = match kind.as_str() {
+                "node" => {
+                    serde_json::from_str(&json).map(|n| drop(engine.world.nodes.insert(name.clone(), n)))
+                }
+                _ => serde_json::from_str(&json).map(|g| drop(engine.world.guests.insert(name.clone(), g))),
+            };
+            if let Err(e) = read {
+                tracing::error!(kind, name, "a record of the registry is not readable and is made anew: {e}");
+            }
+        }
+        engine.world.follow(&engine.site.clone(), moment);
+        for name in engine.world.nodes.keys().cloned().collect::<Vec<_>>() {
+            engine.hear(&name, fleet::NodeEvent::Reloaded);
+        }
+        for (name, guest) in &engine.world.guests {
+            engine.phases.insert(name.clone(), fleet::phase(name, guest, &engine.world.nodes).0);
+        }
+        engine
+    }
+
+    pub(crate) fn moment(&self) -> Moment {
+        self.shared.options.clock.moment()
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// Runs until `shutdown` is done.
+    pub(crate) async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), RegistryError> {
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut ticks = 0_u64;
+        tokio::pin!(shutdown);
+        self.turn().await?;
+        loop {
+            tokio::select! {
+                () = &mut shutdown => return Ok(()),
+                message = self.messages.recv() => {
+                    let Some(message) = message else { return Ok(()) };
+                    self.take(message);
+                    for _ in 0..256 {
+                        let Ok(message) = self.messages.try_recv() else { break };
+                        self.take(message);
+                    }
+                }
+                _ = tick.tick() => {
+                    ticks += 1;
+                    if ticks.is_multiple_of(STORE_TICKS) {
+                        self.read_store().await;
+                    }
+                }
+            }
+            self.turn().await?;
+        }
+    }
+
+    async fn read_store(&mut self) {
+        let (store, site, known) =
+            (self.shared.options.store.clone(), self.site.clone(), self.images.clone());
+        let read = tokio::task::spawn_blocking(move || Images::read(&store, &site, &known));
+        if let Ok(images) = read.await
+            && images != *self.images
+        {
+            self.images = Arc::new(images);
+        }
+    }
+
+    /// Plans, writes, acts, publishes.
+    async fn turn(&mut self) -> Result<(), RegistryError> {
+        self.note_wanted();
+        // A plan that never comes to rest would be a mistake in the planner; the next turn goes on with it.
+        for _ in 0..64 {
+            let steps = self.plan();
+            if steps.is_empty() {
+                break;
+            }
+            for step in steps {
+                self.take_step(step);
+            }
+        }
+        self.note_phases();
+        self.note_records();
+        self.publish();
+        // Events are told once they are durable: who asks the registry for what it missed misses nothing. Effects note
+        // events too (a packet that could not be sent); these take another round.
+        while !self.writes.is_empty() || !self.effects.is_empty() {
+            let (writes, events) = (std::mem::take(&mut self.writes), std::mem::take(&mut self.events));
+            if !writes.is_empty() {
+                self.shared.registry.run(move |t| records::write(t, &writes)).await?;
+            }
+            let status = status::build(self);
+            self.shared.status.send_replace(Arc::new(status));
+            for event in events {
+                let _ = self.shared.events.send(event);
+            }
+            for effect in std::mem::take(&mut self.effects) {
+                self.perform(effect).await;
+            }
+        }
+        self.publish();
+        let status = status::build(self);
+        self.shared.status.send_replace(Arc::new(status));
+        Ok(())
+    }
+
+    fn plan(&self) -> Vec<FleetStep> {
+        let token = |guest: &str| self.shared.keys.guest(guest);
+        let inputs =
+            Inputs { site: &self.site, images: &self.images.stable, token: &token, moment: self.moment() };
+        fleet::plan(&inputs, &self.world)
+    }
+
+    fn take_step(&mut self, step: FleetStep) {
+        let moment = self.moment();
+        let change = self.world.apply(&step, moment);
+        let about = match &step {
+            FleetStep::Wake { node, .. }
+            | FleetStep::MarkFailed { node, .. }
+            | FleetStep::MarkOff { node, .. } => Some(node.clone()),
+            FleetStep::StopWaking { node, .. } => Some(node.clone()),
+            _ => None,
+        };
+        match step {
+            FleetStep::Wake { node, means, number, cause } => self.wake(&node, means, number, cause),
+            FleetStep::Desire { node, desired } => self.effects.push(Effect::Desire { node, desired }),
+            FleetStep::Place { guest, node, cause, .. } => {
+                self.note(EventKind::Guest, &guest, "placed", format!("{guest} is given to {node}"), &cause);
+            }
+            FleetStep::Revoke { guest, cause } => {
+                tracing::info!(guest, cause, "revoked");
+            }
+            FleetStep::Release { guest, cause } => {
+                tracing::info!(guest, cause, "released");
+            }
+            FleetStep::Finish { guest, cause } => {
+                tracing::info!(guest, cause, "finished");
+            }
+            FleetStep::MarkFailed { .. } | FleetStep::MarkOff { .. } | FleetStep::StopWaking { .. } => {}
+        }
+        if let (Some(node), Some(change)) = (about, change) {
+            self.note_change(&node, &change);
+        }
+    }
+
+    fn wake(&mut self, node: &str, means: WakeMeans, number: u32, cause: String) {
+        let Some(machine) = self.site.machine(node) else { return };
+        let mac = machine.mac;
+        let at_real = self.moment().real;
+        let view = WakeView { at_real, means, number, cause, failure: None };
+        if number == 1 {
+            self.wakes.insert(node.to_owned(), vec![]);
+            self.begin_boot(node, at_real, &view);
+        }
+        self.effects.push(Effect::Wake { node: node.to_owned(), mac, view });
+    }
+
+    async fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Wake { node, mac, mut view } => {
+                let (site, interface) = (self.site.clone(), self.shared.options.interface.clone());
+                let means = view.means;
+                let send = move || wol::send(mac, means, &site.server, interface.as_deref());
+                let sent = tokio::task::spawn_blocking(send).await;
+                view.failure = match sent {
+                    Ok(Ok(())) => None,
+                    Ok(Err(e)) => Some(e.to_string()),
+                    Err(e) => Some(e.to_string()),
+                };
+                let text = match &view.failure {
+                    None => format!("magic packet {} to {node} by {}", view.number, view.means),
+                    Some(failure) => {
+                        format!("magic packet {} to {node} was not sent: {failure}", view.number)
+                    }
+                };
+                self.note(EventKind::Wake, &node, &view.means.to_string(), text, &view.cause.clone());
+                self.writes.push(Write::Wake { node: node.clone(), wake: view.clone() });
+                self.wakes.entry(node).or_default().push(view);
+            }
+            Effect::Desire { node, desired } => self.send(&node, ToNode::Desired(desired)),
+            Effect::Reboot { node, attempt, cause } => self.send(&node, ToNode::Reboot { attempt, cause }),
+            Effect::Prune { guest, keep } => {
+                if let Err(e) = saved::prune(&self.shared.options.state, &guest, keep).await {
+                    tracing::warn!(guest, "removing old saved states: {e}");
+                }
+            }
+            Effect::Reported(reply) => drop(reply.send(())),
+            Effect::Answer(reply, result) => {
+                let event = self.event;
+                let _ = reply.send(result.map(|done| Done { done, event }));
+            }
+        }
+    }
+
+    fn send(&mut self, node: &str, message: ToNode) {
+        let Some(channel) = self.channels.get(node) else { return };
+        if channel.to.try_send(message).is_err() {
+            // Its queue is full or gone: without a channel it connects again, and is told everything anew.
+            self.channels.remove(node);
+            self.hear(node, fleet::NodeEvent::Disconnected);
+        }
+    }
+
+    /// Applies an event to a node, and tells what it changed.
+    fn hear(&mut self, node: &str, event: fleet::NodeEvent) {
+        let heard = self.world.hear(node, event, self.moment());
+        if let Some(change) = heard.change {
+            self.note_change(node, &change);
+        }
+        for (guest, saved) in heard.kept {
+            self.note_kept(&guest, &saved);
+        }
+    }
+
+    fn note_kept(&mut self, guest: &str, saved: &SavedState) {
+        let text =
+            format!("{guest}: saved state {} is in the store ({} bytes)", saved.revision, bytes_of(saved));
+        let cause = self.world.nodes.get(&saved.node).map_or(String::new(), |n| n.cause.clone());
+        self.note(EventKind::Guest, guest, "kept", text, &cause);
+        // One older state stays, for the case that the newest can't be restored.
+        let keep = saved.revision.saturating_sub(1);
+        if let Some(record) = self.world.guests.get_mut(guest) {
+            record.stored.retain(|revision, _| *revision >= keep);
+        }
+        self.writes.push(Write::EndUploads { guest: guest.to_owned(), revision: keep });
+        self.effects.push(Effect::Prune { guest: guest.to_owned(), keep });
+    }
+
+    fn note_change(&mut self, node: &str, change: &fleet::StateChange) {
+        tracing::info!(node, from = %change.from, to = %change.to, cause = change.cause, "node");
+        let text = format!("{node} is {} (was {})", change.to, change.from);
+        self.note(EventKind::Node, node, &change.to.to_string(), text, &change.cause);
+    }
+
+    /// Writes an event and tells it to everybody who listens.
+    fn note(&mut self, kind: EventKind, subject: &str, state: &str, text: String, cause: &str) {
+        let Moment { now, real } = self.moment();
+        self.event += 1;
+        let event = Event {
+            id: self.event,
+            at: now,
+            at_real: real,
+            kind,
+            subject: subject.to_owned(),
+            state: state.to_owned(),
+            text,
+            cause: cause.to_owned(),
+        };
+        self.writes.push(Write::Event(event.clone()));
+        self.events.push(event);
+    }
+
+    /// Tells when what is wanted of a node changed.
+    fn note_wanted(&mut self) {
+        let now = self.moment().now;
+        let site = self.site.clone();
+        for machine in &site.machines {
+            let Some(node) = self.world.nodes.get(&machine.name) else { continue };
+            let wanted = fleet::wanted(&site, machine, node, now);
+            let key = (wanted.mode, wanted.cause.clone());
+            if self.wanted.insert(machine.name.clone(), key.clone()).is_some_and(|before| before != key) {
+                let text = format!("{} shall be in mode {}", machine.name, wanted.mode);
+                self.note(EventKind::Wanted, &machine.name, &wanted.mode.to_string(), text, &wanted.cause);
+            }
+        }
+        self.wanted.retain(|name, _| site.machine(name).is_some());
+    }
+
+    /// Tells when a guest's phase changed.
+    fn note_phases(&mut self) {
+        let mut changes = vec![];
+        for (name, guest) in &self.world.guests {
+            let (phase, cause) = fleet::phase(name, guest, &self.world.nodes);
+            if self.phases.get(name) != Some(&phase) {
+                changes.push((name.clone(), phase, cause, guest.place.as_ref().map(|p| p.node.clone())));
+            }
+        }
+        for (name, phase, cause, node) in changes {
+            let known = self.phases.insert(name.clone(), phase).is_some();
+            // Its placing was told already, with its own cause.
+            if phase != GuestPhase::Placed && (known || phase != GuestPhase::Waiting) {
+                let place = node.map_or(String::new(), |n| format!(" on {n}"));
+                self.note(
+                    EventKind::Guest,
+                    &name,
+                    &phase.to_string(),
+                    format!("{name} is {phase}{place}"),
+                    &cause,
+                );
+            }
+        }
+        let guests = &self.world.guests;
+        self.phases.retain(|name, _| guests.contains_key(name));
+    }
+
+    /// Writes records that changed.
+    fn note_records(&mut self) {
+        let real = self.moment().real;
+        let mut current: BTreeMap<(&'static str, String), (String, String)> = BTreeMap::new();
+        for (name, node) in &self.world.nodes {
+            let mut settled = node.clone();
+            settled.status = None;
+            settled.last_seen_real = None;
+            settled.progress_real = None;
+            current.insert(("node", name.clone()), (json(&settled), json(node)));
+        }
+        for (name, guest) in &self.world.guests {
+            let text = json(guest);
+            current.insert(("guest", name.clone()), (text.clone(), text));
+        }
+        self.kept.retain(|key, _| {
+            let stays = current.contains_key(key);
+            if !stays {
+                self.writes.push(Write::Record { kind: key.0, name: key.1.clone(), json: None });
+            }
+            stays
+        });
+        for (key, (settled, full)) in current {
+            let old = |k: &Kept| real.as_second() - k.at_real.as_second() > NOTE_SECONDS;
+            let connected = key.0 == "node" && self.channels.contains_key(&key.1);
+            let due = self.kept.get(&key).is_none_or(|k| k.settled != settled || (connected && old(k)));
+            if due {
+                self.writes.push(Write::Record { kind: key.0, name: key.1.clone(), json: Some(full) });
+                self.kept.insert(key, Kept { settled, at_real: real });
+            }
+        }
+    }
+
+    fn publish(&self) {
+        let owner = |(name, guest): (&String, &fleet::Guest)| {
+            let place = guest.place.as_ref()?;
+            Some((name.clone(), (place.node.clone(), place.attempt)))
+        };
+        let saved =
+            |(name, guest): (&String, &fleet::Guest)| Some((name.clone(), guest.saved.as_ref()?.revision));
+        self.shared.publish(View {
+            site: self.site.clone(),
+            images: self.images.clone(),
+            owners: self.world.guests.iter().filter_map(owner).collect(),
+            saved: self.world.guests.iter().filter_map(saved).collect(),
+        });
+    }
+
+    /// The state of a node as people see it.
+    pub(crate) fn node_state(&self, node: &str) -> Option<NodeState> {
+        self.world.nodes.get(node).map(|n| n.state)
+    }
+}
+
+fn bytes_of(saved: &SavedState) -> u64 {
+    saved.memory.size + saved.disk.as_ref().map_or(0, |d| d.size)
+}
+
+fn json<T: serde::Serialize>(value: &T) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}

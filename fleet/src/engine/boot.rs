@@ -1,0 +1,141 @@
+//! Which boot of a node a sign belongs to.
+
+use jiff::Timestamp;
+use labshift_model::{
+    api::{BootStage, EventKind, WakeView},
+    boot::{BootPlaneEvent, Speaker, Stage, StageEvent},
+};
+use labshift_plan::fleet::NodeEvent;
+
+use super::Engine;
+use crate::{boots::BootLog, registry::records::Write};
+
+impl Engine {
+    /// Something that the boot plane saw.
+    pub(super) fn saw(&mut self, event: BootPlaneEvent) {
+        let real = self.moment().real;
+        let json = super::json(&event);
+        let node = self.node_of(&event);
+        // A node that runs asks for many small things; only its boots are worth a record.
+        self.writes.push(Write::Plane { at_real: real, node: node.clone(), json });
+        match event {
+            BootPlaneEvent::RogueServer { address } => {
+                if self.rogues.insert(address, real).is_none() {
+                    let text = format!("another DHCP server answers on this network: {address}");
+                    let cause = "two DHCP servers give machines conflicting answers; switch one of them off";
+                    self.note(EventKind::Trouble, &address.to_string(), "", text, cause);
+                }
+            }
+            BootPlaneEvent::Offer { mac, address, speaker }
+            | BootPlaneEvent::Lease { mac, address, speaker } => {
+                self.addresses.insert(address, mac);
+                let firmware = matches!(speaker, Speaker::BiosRom | Speaker::Uefi | Speaker::Ipxe);
+                let Some(node) = node.filter(|_| firmware) else { return };
+                let past = self.boots.get(&node).is_none_or(|log| log.is_past_firmware() || log.is_ready());
+                if past {
+                    self.new_boot(&node, real);
+                }
+                let detail = match speaker {
+                    Speaker::BiosRom => "BIOS PXE",
+                    Speaker::Uefi => "UEFI",
+                    _ => "iPXE",
+                };
+                self.stage_seen(&node, Stage::Firmware, real, detail.to_owned());
+                self.hear(&node, NodeEvent::Firmware);
+            }
+            BootPlaneEvent::Sent { path, bytes, .. } => {
+                let Some(node) = node else { return };
+                if self.boots.get(&node).is_some_and(|log| !log.is_past_firmware()) {
+                    self.stage_seen(&node, Stage::Loader, real, format!("{path}, {bytes} bytes"));
+                }
+                self.hear(&node, NodeEvent::Progress);
+            }
+            BootPlaneEvent::Broken { .. } => {}
+            BootPlaneEvent::Report { report, .. } => {
+                if let Some(node) = node {
+                    self.stages_told(&node, report.attempt, &report.stages);
+                }
+            }
+        }
+    }
+
+    fn node_of(&self, event: &BootPlaneEvent) -> Option<String> {
+        let by_mac = |mac| self.site.machine_by_mac(mac).map(|m| m.name.clone());
+        match event {
+            BootPlaneEvent::Offer { mac, .. } | BootPlaneEvent::Lease { mac, .. } => by_mac(*mac),
+            BootPlaneEvent::Report { report, .. } => by_mac(report.mac),
+            BootPlaneEvent::Sent { peer, .. } | BootPlaneEvent::Broken { peer, .. } => {
+                let std::net::IpAddr::V4(address) = peer else { return None };
+                let leased = self.addresses.get(address).and_then(|mac| by_mac(*mac));
+                leased.or_else(|| {
+                    self.site.machines.iter().find(|m| m.address == *address).map(|m| m.name.clone())
+                })
+            }
+            BootPlaneEvent::RogueServer { .. } => None,
+        }
+    }
+
+    /// The boot that a magic packet begins.
+    pub(super) fn begin_boot(&mut self, node: &str, real: Timestamp, wake: &WakeView) {
+        self.new_boot(node, real);
+        self.stage_seen(node, Stage::Wake, real, wake.means.to_string());
+    }
+
+    fn new_boot(&mut self, node: &str, real: Timestamp) {
+        self.boot += 1;
+        self.boots.insert(node.to_owned(), BootLog::new(self.boot, real));
+    }
+
+    fn stage_seen(&mut self, node: &str, stage: Stage, real: Timestamp, detail: String) {
+        let Some(log) = self.boots.get_mut(node) else { return };
+        let new = log.saw(stage, real, detail);
+        self.writes.push(Write::Boot { node: node.to_owned(), log: log.clone() });
+        if let Some(stage) = new {
+            self.note_stage(node, &stage);
+        }
+    }
+
+    /// A node's init was answered: from here on the boot has a number.
+    pub(super) fn answered(&mut self, node: &str, attempt: u64, image: String, generation: String) {
+        let real = self.moment().real;
+        if self.boots.get(node).is_none_or(BootLog::is_ready) {
+            self.new_boot(node, real);
+        }
+        if let Some(log) = self.boots.get_mut(node) {
+            log.boot.attempt = attempt;
+            log.boot.image = image;
+            log.boot.generation = generation;
+            log.boot.failure = None;
+            self.writes.push(Write::Boot { node: node.to_owned(), log: log.clone() });
+        }
+        self.hear(node, NodeEvent::Init);
+    }
+
+    /// Stages that a node reported. Reports of a boot that is over change nothing.
+    pub(super) fn stages_told(&mut self, node: &str, attempt: Option<u64>, stages: &[StageEvent]) {
+        let real = self.moment().real;
+        let Some(log) = self.boots.get_mut(node) else { return };
+        if attempt.is_some_and(|a| a < log.boot.attempt) {
+            return;
+        }
+        let new = log.told(stages, real);
+        if new.is_empty() {
+            return;
+        }
+        self.writes.push(Write::Boot { node: node.to_owned(), log: log.clone() });
+        for stage in new {
+            self.note_stage(node, &stage);
+            self.hear(node, NodeEvent::Stage { stage: stage.stage, failure: stage.failure });
+        }
+    }
+
+    fn note_stage(&mut self, node: &str, stage: &BootStage) {
+        let name = serde_json::to_value(stage.stage).ok();
+        let name = name.as_ref().and_then(|v| v.as_str()).unwrap_or_default().to_owned();
+        let text = match &stage.failure {
+            None => format!("{node}: {name} after {}.{:03} s", stage.ms / 1000, stage.ms % 1000),
+            Some(f) => format!("{node}: {name} failed: {} {} {}", f.code, f.sentence, f.hint),
+        };
+        self.note(EventKind::Stage, node, &name, text, &stage.detail);
+    }
+}

@@ -1,0 +1,116 @@
+//! The fleet as people and programs see it.
+
+use std::time::Duration;
+
+use labshift_model::{
+    api::{FleetStatus, GuestView, NodeView, RoomStatus},
+    site::Site,
+};
+use labshift_plan::{
+    fleet::{self, Moment},
+    schedule,
+};
+
+use crate::{clock::Clock, engine::Engine};
+
+/// Before the engine's first turn.
+pub(crate) fn empty(site: &Site, clock: &Clock) -> FleetStatus {
+    let Moment { now, real } = clock.moment();
+    FleetStatus {
+        site: site.name.clone(),
+        timezone: zone_name(site),
+        now,
+        now_real: real,
+        manual_clock: clock.is_manual(),
+        event: 0,
+        rooms: vec![],
+        nodes: vec![],
+        guests: vec![],
+        images: vec![],
+        troubles: vec![],
+    }
+}
+
+fn zone_name(site: &Site) -> String {
+    site.timezone.iana_name().unwrap_or("UTC").to_owned()
+}
+
+pub(crate) fn build(engine: &Engine) -> FleetStatus {
+    let site = &engine.site;
+    let Moment { now, real } = engine.moment();
+    let rooms = site.rooms.iter().map(|room| RoomStatus {
+        name: room.name.clone(),
+        schedule: room.schedule.clone(),
+        current: schedule::mode_at(site, room, now),
+        upcoming: schedule::upcoming(site, room, now, 7, 6),
+    });
+    let mut status = empty(site, &engine.shared().options.clock);
+    status.event = engine.event;
+    status.rooms = rooms.collect();
+    status.nodes = site.machines.iter().filter_map(|m| node(engine, &m.name)).collect();
+    status.guests = site.guests.iter().filter_map(|g| guest(engine, &g.name)).collect();
+    status.images = engine.images.views(site);
+    let recent = |at: jiff::Timestamp| real.duration_since(at).unsigned_abs() < Duration::from_secs(3600);
+    let rogues = engine.rogues.iter().filter(|(_, at)| recent(**at));
+    status.troubles.extend(rogues.map(|(a, _)| format!("another DHCP server answers on this network: {a}")));
+    status.troubles.extend(engine.images.troubles.values().cloned());
+    status
+}
+
+fn node(engine: &Engine, name: &str) -> Option<NodeView> {
+    let site = &engine.site;
+    let machine = site.machine(name)?;
+    let room = site.room(&machine.room)?;
+    let node = engine.world.nodes.get(name)?;
+    let now = engine.moment().now;
+    let told = node.status.clone();
+    let boot = engine.boots.get(name).map(|log| log.boot.clone());
+    let runs =
+        boot.as_ref().filter(|b| node.attempt.is_some_and(|a| a == b.attempt)).map(|b| b.generation.clone());
+    let would_boot = room.generation.clone().or_else(|| engine.images.stable.get(&room.image).cloned());
+    let over = node.override_mode.as_ref().map(|(o, _)| o).filter(|o| o.until.is_none_or(|u| now < u));
+    Some(NodeView {
+        name: name.to_owned(),
+        room: machine.room.clone(),
+        mac: machine.mac,
+        address: machine.address,
+        state: node.state,
+        since: node.since,
+        cause: node.cause.clone(),
+        connected: node.connected,
+        last_seen_real: node.last_seen_real,
+        wanted: fleet::wanted(site, machine, node, now),
+        override_mode: over.cloned(),
+        mode: told.as_ref().and_then(|s| s.mode),
+        transition: told.as_ref().and_then(|s| s.transition.clone()),
+        completed: told.as_ref().map(|s| s.completed.clone()).unwrap_or_default(),
+        guests: told.as_ref().map(|s| s.guests.clone()).unwrap_or_default(),
+        rcuda: told.as_ref().and_then(|s| s.rcuda.clone()),
+        idle_seconds: told.as_ref().and_then(|s| s.idle_seconds),
+        trouble: told.and_then(|s| s.trouble),
+        facts: node.facts.clone(),
+        image: room.image.clone(),
+        generation: runs.or(would_boot),
+        boot,
+        wakes: engine.wakes.get(name).cloned().unwrap_or_default(),
+    })
+}
+
+fn guest(engine: &Engine, name: &str) -> Option<GuestView> {
+    let guest = engine.world.guests.get(name)?;
+    let (phase, cause) = fleet::phase(name, guest, &engine.world.nodes);
+    let (report, reports) = match engine.reports.get(name) {
+        Some((report, count)) => (Some(report.clone()), *count),
+        None => (None, 0),
+    };
+    Some(GuestView {
+        name: name.to_owned(),
+        template: engine.site.guest(name)?.template.clone(),
+        phase,
+        cause,
+        node: guest.place.as_ref().map(|p| p.node.clone()),
+        saved: guest.saved.clone(),
+        report,
+        reports,
+    })
+}
