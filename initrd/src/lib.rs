@@ -1,1 +1,48 @@
-//! PID 1 of a node and of its guests.
+//! PID 1 of a node and of its guests: boots the machine, then supervises it for life.
+//!
+//! ```text
+//! boot::run ── stages: init, modules, link, address, manifest, root-fetched, root-mounted ──> handover
+//!     ^                             │ Halt                                                        │
+//!     └── wait, grow ── recovery <──┘ (screen, serial, server; after N failures reboot)           v
+//!                                                     supervisor: services, requests, renewals, power
+//! ```
+//!
+//! | module | noun |
+//! |---|---|
+//! | [`cmdline`] | what the kernel command line tells |
+//! | [`console`], [`journal`] | where people look; what happened |
+//! | [`failure`] | what an admin sees when it went wrong |
+//! | [`modules`], [`link`], [`netlink`] | kernel modules, ports, addresses |
+//! | [`dhcp`], [`lease`] | the client's decisions; its sockets and clocks |
+//! | [`server`], [`fetch`], [`verity`] | the boot answer, the root, its hash tree |
+//! | [`mount`], [`handover`] | the new root; what init leaves in it |
+//! | [`boot`] | the linear run |
+//! | [`order`], [`process`], [`supervisor`], [`control`] | services |
+//! | [`life`] | all of it, in order; [`plan`] says it without doing it |
+//! | [`power`], [`button`] | the end |
+//! | [`sys`] | the crate's unsafe code |
+
+pub mod boot;
+pub mod button;
+pub mod cmdline;
+pub mod console;
+pub mod control;
+pub mod dhcp;
+pub mod failure;
+pub mod fetch;
+pub mod handover;
+pub mod journal;
+pub mod lease;
+pub mod life;
+pub mod link;
+pub mod modules;
+pub mod mount;
+pub mod netlink;
+pub mod order;
+pub mod plan;
+pub mod power;
+pub mod process;
+pub mod server;
+pub mod supervisor;
+pub mod sys;
+pub mod verity;

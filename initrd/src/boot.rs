@@ -1,0 +1,413 @@
+//! The linear run from the kernel to the new root, and the one recovery. Each step ends with a timed stage or a [`Halt`].
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use labshift_model::{
+    boot::{BootAnswer, Stage},
+    manifest::{Manifest, short},
+    paths,
+};
+use ureq::Agent;
+
+use crate::{
+    cmdline::{Cmdline, DiskRoot, RootSource},
+    dhcp::Lease,
+    failure::{Code, Halt, backoff_seconds},
+    fetch::{self, FetchError, Source},
+    handover::{self, Handover},
+    journal::JOURNAL,
+    lease,
+    link::{self, Port},
+    modules::Loader,
+    mount::{self, Upper},
+    netlink, server, sys,
+    verity::Shape,
+};
+
+/// How long a cable may take to come up.
+const LINK_PATIENCE: Duration = Duration::from_secs(30);
+/// How long DHCP is asked: longer than a switch port with spanning tree stays deaf.
+const ADDRESS_PATIENCE: Duration = Duration::from_secs(75);
+/// Memory that must be left beside the root, in bytes.
+const SPARE_MEMORY: u64 = 192 << 20;
+/// Failures before the machine starts over.
+const ATTEMPTS: u32 = 12;
+
+/// What an attempt has learned; a failure is shown and sent with it.
+#[derive(Debug, Default)]
+struct Known {
+    port: Option<Port>,
+    server: Option<String>,
+    answer: Option<BootAnswer>,
+}
+
+impl Known {
+    fn report(&self, agent: &Agent) -> bool {
+        let attempt = self.answer.as_ref().map(|a| a.attempt);
+        match (&self.port, &self.server) {
+            (Some(port), Some(server)) => server::report(agent, server, port.mac, attempt),
+            _ => false,
+        }
+    }
+}
+
+/// Boots until there is a new root under us. Returns what the supervisor needs; reboots after too many failures.
+pub fn run() -> Handover {
+    if let Err(why) = mount::mount_kernel_file_systems() {
+        JOURNAL.open_consoles(Path::new("/"));
+        JOURNAL.say("init", &format!("{why:#}"));
+    }
+    JOURNAL.open_consoles(Path::new("/"));
+    let release = kernel_release();
+    let memory =
+        fs::read_to_string("/proc/meminfo").ok().and_then(|t| mount::available_memory(&t)).unwrap_or(0);
+    JOURNAL
+        .reached(Stage::Init, &format!("kernel {release}, {} CPUs, {} MiB free", processors(), memory >> 20));
+    serve_module_requests();
+    let text = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    let parsed = crate::cmdline::parse(&text)
+        .map_err(|faults| Halt::new(Stage::Init, Code::Cmdline, faults.join("; ")));
+    let retry = parsed.as_ref().ok().and_then(|c| c.retry_seconds);
+    let attempts = parsed.as_ref().ok().and_then(|c| c.attempts).unwrap_or(ATTEMPTS);
+    let agent = server::agent();
+    let mut failures = 0;
+    loop {
+        let mut known = Known::default();
+        let halt = match parsed.clone().and_then(|c| attempt(&c, &release, &agent, &mut known)) {
+            Ok(handover) => return handover,
+            Err(halt) => halt,
+        };
+        failures += 1;
+        recover(&halt, &known, &agent, failures, attempts, backoff_seconds(failures, retry));
+    }
+}
+
+/// Shows and sends a failure, then waits for the next attempt, or reboots after the last.
+fn recover(halt: &Halt, known: &Known, agent: &Agent, failures: u32, attempts: u32, wait: u64) {
+    let last = failures >= attempts;
+    let next = if last {
+        format!("Failure {failures} of {attempts}. The machine reboots in {wait} s.")
+    } else {
+        format!("Failure {failures} of {attempts}. Trying again in {wait} s.")
+    };
+    let node = known.answer.as_ref().map(|a| a.node.as_str());
+    let mac = known.port.as_ref().or(link::ports(Path::new("/"), None).first()).map(|p| p.mac);
+    JOURNAL.failed(halt.stage, &halt.failure(), &halt.block(node, mac, &next));
+    if known.report(agent) {
+        JOURNAL.say("recovery", "the server has the report");
+    }
+    std::thread::sleep(Duration::from_secs(wait));
+    if last {
+        crate::power::finish(crate::power::End::Reboot);
+    }
+    mount::clean_up();
+}
+
+fn attempt(cmdline: &Cmdline, release: &str, agent: &Agent, known: &mut Known) -> Result<Handover, Halt> {
+    let mut loader = load_modules(release)?;
+    match &cmdline.root {
+        RootSource::Network => from_network(cmdline, release, agent, known, &mut loader),
+        RootSource::Disk(disk) => from_disk(cmdline, disk, known, &mut loader),
+    }
+}
+
+/// Loads what the hardware asks for. The initramfs holds drivers for network and disks only.
+fn load_modules(release: &str) -> Result<Loader, Halt> {
+    let halt = |sentence: String| Halt::new(Stage::Modules, Code::Module, sentence);
+    let mut loader = Loader::open(Path::new("/"), release)
+        .map_err(|e| halt(format!("the initramfs has no module index for kernel {release}: {e}")))?;
+    let (loaded, refused) = loader.coldplug(Path::new("/"), |_| true);
+    for why in refused {
+        JOURNAL.say("modules", &why.to_string());
+    }
+    let names: Vec<_> = loaded.into_iter().collect();
+    JOURNAL.reached(Stage::Modules, &format!("hardware: {}", names.join(" ")));
+    Ok(loader)
+}
+
+/// Loads the file systems and what the root stands on. The crypto modules are accelerators: the kernel has its own code.
+fn load_root_modules(loader: &mut Loader, more: &[&str]) -> Result<(), Halt> {
+    for optional in ["crc32c_intel", "crc32c_generic", "sha256_ssse3", "af_packet"] {
+        let _ = loader.load(optional);
+    }
+    for module in ["dm_verity", "erofs", "overlay"].iter().chain(more) {
+        loader.load(module).map_err(|e| Halt::new(Stage::RootMounted, Code::Module, e.to_string()))?;
+    }
+    Ok(())
+}
+
+fn from_network(
+    cmdline: &Cmdline,
+    release: &str,
+    agent: &Agent,
+    known: &mut Known,
+    loader: &mut Loader,
+) -> Result<Handover, Halt> {
+    let ports = raise_ports(cmdline)?;
+    // The cable needs its time; the file system modules load meanwhile.
+    load_root_modules(loader, &["loop"])?;
+    wait_for_link(&ports)?;
+    let (port, lease) = get_address(&ports, cmdline, known)?;
+    let server = known.server.clone().ok_or_else(|| {
+        let sentence = format!(
+            "the DHCP server {} names no labshift server (option 67) and the command line has no labshift.server=",
+            lease.server
+        );
+        Halt::new(Stage::Address, Code::NoServer, sentence)
+    })?;
+    let answer = server::ask(agent, &server, port.mac)?;
+    known.answer = Some(answer.clone());
+    set_clock(&answer);
+    let keys = fs::read_to_string(paths::TRUSTED_KEYS).unwrap_or_default();
+    let manifest = server::verify(&answer, &keys, cmdline.root_hash.as_deref())?;
+    if manifest.kernel_release != release {
+        let sentence = format!(
+            "image {} generation {} is built for kernel {}, this machine runs {release}",
+            answer.image,
+            short(&answer.generation),
+            manifest.kernel_release
+        );
+        return Err(Halt::new(Stage::Manifest, Code::Module, sentence));
+    }
+    JOURNAL.reached(
+        Stage::Manifest,
+        &format!(
+            "{} boots {} generation {}, signature good",
+            answer.node,
+            answer.image,
+            short(&answer.generation)
+        ),
+    );
+    std::thread::scope(|scope| {
+        // The first report travels while the root comes.
+        scope.spawn(|| known.report(agent));
+        fetch_and_mount(agent, &server, &answer, &manifest)
+    })?;
+    enter_root()?;
+    Ok(handover::for_node(
+        &answer,
+        &manifest,
+        &server,
+        &keys,
+        lease.network(&port.name, port.mac),
+        agent.clone(),
+    ))
+}
+
+/// Finds the ports and sets them all up.
+fn raise_ports(cmdline: &Cmdline) -> Result<Vec<Port>, Halt> {
+    let halt = |sentence: String| Halt::new(Stage::Link, Code::NoLink, sentence);
+    let begin = Instant::now();
+    let ports = loop {
+        let ports = link::ports(Path::new("/"), cmdline.port);
+        if !ports.is_empty() {
+            break ports;
+        }
+        if begin.elapsed() > Duration::from_secs(10) {
+            return Err(halt("this machine has no network port that a driver of the image knows".to_owned()));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    // Port 1 is the loopback.
+    let indexes: Vec<u32> = [1].into_iter().chain(ports.iter().map(|p| p.index)).collect();
+    netlink::set_up(&indexes).map_err(|e| halt(format!("{e:#}")))?;
+    Ok(ports)
+}
+
+fn wait_for_link(ports: &[Port]) -> Result<(), Halt> {
+    let sysroot = Path::new("/");
+    let begin = Instant::now();
+    loop {
+        if let Some(port) = ports.iter().find(|p| link::has_link(sysroot, &p.name)) {
+            let speed = link::speed(sysroot, &port.name).map(|s| format!(" at {s}")).unwrap_or_default();
+            JOURNAL.reached(Stage::Link, &format!("{} {} ({}) up{speed}", port.name, port.mac, port.driver));
+            return Ok(());
+        }
+        if begin.elapsed() > LINK_PATIENCE {
+            let names: Vec<_> =
+                ports.iter().map(|p| format!("{} {} ({})", p.name, p.mac, p.driver)).collect();
+            let sentence = format!("no port has a link: {}", names.join(", "));
+            return Err(Halt::new(Stage::Link, Code::NoLink, sentence));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn get_address(ports: &[Port], cmdline: &Cmdline, known: &mut Known) -> Result<(Port, Lease), Halt> {
+    let halt = |sentence: String| Halt::new(Stage::Address, Code::NoAddress, sentence);
+    let sysroot = Path::new("/");
+    let found = lease::acquire(
+        ports,
+        ADDRESS_PATIENCE,
+        |port| link::has_link(sysroot, &port.name),
+        |port, what| JOURNAL.say("address", &format!("{}: {what}", port.name)),
+    );
+    let (port, lease) = match found {
+        Ok(Some((port, lease))) => (port.clone(), lease),
+        Ok(None) => {
+            return Err(halt(format!("no DHCP server answered in {} s", ADDRESS_PATIENCE.as_secs())));
+        }
+        Err(why) => return Err(halt(format!("{why:#}"))),
+    };
+    netlink::flush(port.index)
+        .and_then(|()| netlink::configure(port.index, lease.address, lease.prefix, lease.gateway))
+        .map_err(|why| halt(format!("{why:#}")))?;
+    known.port = Some(port.clone());
+    known.server = cmdline.server.clone().or(lease.boot_server.clone());
+    JOURNAL.reached(
+        Stage::Address,
+        &format!(
+            "{}/{} on {} from {}, server {}",
+            lease.address,
+            lease.prefix,
+            port.name,
+            lease.server,
+            known.server.as_deref().unwrap_or("unknown")
+        ),
+    );
+    Ok((port, lease))
+}
+
+fn set_clock(answer: &BootAnswer) {
+    if let Err(why) = sys::set_realtime_ms(answer.now.as_millisecond()) {
+        JOURNAL.say("clock", &format!("not set: {why}"));
+    }
+}
+
+fn fetch_and_mount(
+    agent: &Agent,
+    server: &str,
+    answer: &BootAnswer,
+    manifest: &Manifest,
+) -> Result<(), Halt> {
+    let image = format!("image {} generation {}", answer.image, short(&answer.generation));
+    let halt = |code, why: String| Halt::new(Stage::RootFetched, code, format!("{image}: {why}"));
+    let shape = Shape::of(&manifest.root).map_err(|why| halt(Code::Manifest, why.to_string()))?;
+    let bytes = shape.data_size() + shape.tree_size();
+    let free =
+        fs::read_to_string("/proc/meminfo").ok().and_then(|t| mount::available_memory(&t)).unwrap_or(0);
+    if free < bytes + SPARE_MEMORY {
+        let sentence = format!(
+            "the root needs {} MiB and {} MiB to work in, {} MiB are free",
+            bytes >> 20,
+            SPARE_MEMORY >> 20,
+            free >> 20
+        );
+        return Err(halt(Code::Memory, sentence));
+    }
+    let file = mount::root_file(bytes).map_err(|why| halt(Code::Memory, format!("{why:#}")))?;
+    let url = format!("{server}{}/{}/{}/{}", paths::IMAGES, answer.image, answer.generation, paths::ROOT);
+    let source = Source { agent, url: &url, pause: Duration::from_secs(1), workers: processors() };
+    let fetched = fetch::fetch(&source, shape.clone(), &file).map_err(|why| {
+        let code = match why {
+            FetchError::Mismatch(_) => Code::RootHash,
+            FetchError::Write(_) => Code::Memory,
+            FetchError::Status { .. } | FetchError::Broken { .. } => Code::RootFetch,
+        };
+        halt(code, why.to_string())
+    })?;
+    let seconds = fetched.took.as_secs_f64().max(0.001);
+    let rate = fetched.bytes as f64 / 1e6 / seconds;
+    let resumed =
+        if fetched.resumed > 0 { format!(", resumed {} times", fetched.resumed) } else { String::new() };
+    JOURNAL.reached(
+        Stage::RootFetched,
+        &format!("{} MiB verified in {seconds:.1} s, {rate:.0} MB/s{resumed}", fetched.bytes >> 20),
+    );
+    let mounted = mount::verified_file(&file, &shape).and_then(|d| mount::mount_root(&d));
+    mounted.map_err(|why| Halt::new(Stage::RootMounted, Code::Mount, format!("{image}: {why:#}")))
+}
+
+fn from_disk(
+    cmdline: &Cmdline,
+    disk: &DiskRoot,
+    known: &mut Known,
+    loader: &mut Loader,
+) -> Result<Handover, Halt> {
+    load_root_modules(loader, &["virtio_blk"])?;
+    let _ = loader.load("ext4");
+    let halt = |code, sentence: String| Halt::new(Stage::RootMounted, code, sentence);
+    let device = wait_for_device("/dev/vda")
+        .ok_or_else(|| halt(Code::Mount, "no first virtio disk (/dev/vda) came up".to_owned()))?;
+    let shape = Shape::new(&disk.root_hash, &disk.salt, disk.data_size, 4096)
+        .map_err(|why| halt(Code::Cmdline, why.to_string()))?;
+    let writable = PathBuf::from("/dev/vdb");
+    let disk = writable.exists().then_some(writable.as_path());
+    let upper = mount::verified_device(&device, &shape)
+        .and_then(|verified| mount::mount_guest_root(&verified, disk))
+        .map_err(|why| halt(Code::Mount, format!("{why:#}")))?;
+    JOURNAL.say(
+        "root",
+        match (&upper, disk) {
+            (Upper::Disk(_), _) => "changes go to /dev/vdb",
+            (Upper::Memory, None) => "changes stay in memory: there is no second disk",
+            (Upper::Memory, Some(_)) => {
+                "changes stay in memory: /dev/vdb is blank and the image has no mkfs.ext4"
+            }
+        },
+    );
+    // A guest without a network still runs: it says so and goes on.
+    let network = guest_network(cmdline, known);
+    enter_root()?;
+    handover::for_guest(cmdline, network)
+        .map_err(|why| Halt::new(Stage::Services, Code::Services, format!("{why:#}")))
+}
+
+fn guest_network(cmdline: &Cmdline, known: &mut Known) -> Option<(Port, Lease)> {
+    let found = raise_ports(cmdline).and_then(|ports| {
+        wait_for_link(&ports)?;
+        get_address(&ports, cmdline, known)
+    });
+    found.map_err(|why| JOURNAL.say("network", &format!("goes on without: {why}"))).ok()
+}
+
+fn wait_for_device(path: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(path);
+    let begin = Instant::now();
+    while !path.exists() {
+        if begin.elapsed() > Duration::from_secs(10) {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Some(path)
+}
+
+fn enter_root() -> Result<(), Halt> {
+    mount::switch_root().map_err(|why| Halt::new(Stage::RootMounted, Code::Mount, format!("{why:#}")))?;
+    JOURNAL.open_consoles(Path::new("/"));
+    JOURNAL.reached(Stage::RootMounted, "verity, erofs, overlay; running from the new root");
+    Ok(())
+}
+
+/// The kernel asks for modules by running a program: a copy of this one, which outlives the initramfs.
+fn serve_module_requests() {
+    let set = || -> Result<()> {
+        let path = "/run/labshift/modprobe";
+        fs::copy("/proc/self/exe", path).context("copying init")?;
+        fs::write("/proc/sys/kernel/modprobe", path).context("naming it to the kernel")
+    };
+    if let Err(why) = set() {
+        JOURNAL.say("modules", &format!("the kernel's own module requests stay unanswered: {why:#}"));
+    }
+}
+
+/// Loads what the kernel asked for by name or alias (the `modprobe` that it runs).
+pub fn modprobe(alias: &str) -> Result<bool> {
+    let mut loader = Loader::open(Path::new("/"), &kernel_release()).context("reading the module index")?;
+    loader.request(alias).with_context(|| format!("loading modules for {alias}"))
+}
+
+/// `uname -r`.
+pub fn kernel_release() -> String {
+    fs::read_to_string("/proc/sys/kernel/osrelease").map(|t| t.trim().to_owned()).unwrap_or_default()
+}
+
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}

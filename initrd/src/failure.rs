@@ -1,0 +1,202 @@
+//! What can go wrong before the services run, as an admin sees it: a code to search for, a sentence, a hint.
+
+use std::fmt::Write as _;
+
+use labshift_model::{
+    MacAddr,
+    boot::{Failure, Stage},
+};
+
+use crate::journal::stage_name;
+
+/// Kinds of boot failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Code {
+    /// A `labshift.` setting on the kernel command line can't be read.
+    Cmdline,
+    /// No port has a link.
+    NoLink,
+    /// No DHCP server answered.
+    NoAddress,
+    /// The server is not known or does not answer.
+    NoServer,
+    /// The server said no.
+    Refused,
+    /// Signature, generation or content of the manifest.
+    Manifest,
+    /// The root could not be fetched whole.
+    RootFetch,
+    /// A byte of the root is not what was signed.
+    RootHash,
+    /// Not enough memory.
+    Memory,
+    /// A kernel module did not load.
+    Module,
+    /// A device or file system could not be set up.
+    Mount,
+    /// The service list can't be started.
+    Services,
+    /// init itself is at fault.
+    Internal,
+}
+
+impl Code {
+    /// The constant on screen and wire.
+    pub fn text(self) -> &'static str {
+        match self {
+            Code::Cmdline => "CMDLINE",
+            Code::NoLink => "NO-LINK",
+            Code::NoAddress => "NO-ADDRESS",
+            Code::NoServer => "NO-SERVER",
+            Code::Refused => "REFUSED",
+            Code::Manifest => "MANIFEST",
+            Code::RootFetch => "ROOT-FETCH",
+            Code::RootHash => "ROOT-HASH",
+            Code::Memory => "MEMORY",
+            Code::Module => "MODULE",
+            Code::Mount => "MOUNT",
+            Code::Services => "SERVICES",
+            Code::Internal => "INTERNAL",
+        }
+    }
+
+    /// What to do.
+    fn hint(self) -> &'static str {
+        match self {
+            Code::Cmdline => "Correct the kernel arguments of the image's recipe or of the site.",
+            Code::NoLink => {
+                "Check the cable and the switch port; if the network card is unusual, add its module to the recipe."
+            }
+            Code::NoAddress => {
+                "Check that the labshift server runs and that this network reaches its DHCP; a switch port with STP may need portfast."
+            }
+            Code::NoServer => {
+                "Check that `labshift serve` runs at this address and that no firewall is in between."
+            }
+            Code::Refused => "Look the machine up in site.toml and with `labshift node explain`.",
+            Code::Manifest => {
+                "Publish the image again with the key that the boot files trust; if the signature was good before, someone changed the image."
+            }
+            Code::RootFetch => "Check the network between this machine and the server, and the server's log.",
+            Code::RootHash => {
+                "The image in the store is damaged or was changed: check it with `labshift image verify` and publish it again."
+            }
+            Code::Memory => "Use a machine with more memory, or a smaller image.",
+            Code::Module => "Kernel and modules must come from one build: publish the image again.",
+            Code::Mount => {
+                "The kernel's own messages above say more; kernel and root must come from one build."
+            }
+            Code::Services => "Correct the services of the image's recipe.",
+            Code::Internal => "This is a fault of labshift itself: please report it with the lines above.",
+        }
+    }
+}
+
+/// Why a boot attempt ended.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{}: {sentence}", code.text())]
+pub struct Halt {
+    /// Kind.
+    pub code: Code,
+    /// The stage that could not be reached.
+    pub stage: Stage,
+    /// What is wrong, one sentence.
+    pub sentence: String,
+}
+
+impl Halt {
+    /// A failure at `stage`.
+    pub fn new(stage: Stage, code: Code, sentence: impl Into<String>) -> Self {
+        Halt { code, stage, sentence: sentence.into() }
+    }
+
+    /// The form for the wire.
+    pub fn failure(&self) -> Failure {
+        Failure {
+            code: self.code.text().to_owned(),
+            sentence: self.sentence.clone(),
+            hint: self.code.hint().to_owned(),
+        }
+    }
+
+    /// The block on screen and serial. `node` is the host name once the server has told it.
+    pub fn block(&self, node: Option<&str>, mac: Option<MacAddr>, next: &str) -> String {
+        let rule = "=".repeat(76);
+        let mut block = format!(
+            "\n{rule}\n  BOOT FAILED   {}   at stage {}\n\n",
+            self.code.text(),
+            stage_name(self.stage)
+        );
+        for (label, text) in [("", self.sentence.as_str()), ("", ""), ("What to do: ", self.code.hint())] {
+            for row in wrapped(&format!("{label}{text}"), 72) {
+                let _ = writeln!(block, "  {row}");
+            }
+        }
+        let mac = mac.map_or("unknown".to_owned(), |m| m.to_string());
+        let _ =
+            write!(block, "\n  Node: {}   MAC: {mac}\n  {next}\n{rule}\n", node.unwrap_or("not known yet"),);
+        block
+    }
+}
+
+/// Breaks a sentence at blanks into rows of at most `width` characters; a longer word gets a row of its own.
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut rows = vec![String::new()];
+    for word in text.split_whitespace() {
+        let full = rows
+            .last()
+            .is_some_and(|r| !r.is_empty() && r.chars().count() + 1 + word.chars().count() > width);
+        if full {
+            rows.push(String::new());
+        }
+        if let Some(row) = rows.last_mut() {
+            if !row.is_empty() {
+                row.push(' ');
+            }
+            row.push_str(word);
+        }
+    }
+    rows
+}
+
+/// Seconds to wait after failure number `failures` (1 is the first): 10, 20, 40 and so on, at most 300, or what the command
+/// line says.
+pub fn backoff_seconds(failures: u32, fixed: Option<u64>) -> u64 {
+    fixed.unwrap_or_else(|| (10u64 << failures.saturating_sub(1).min(5)).min(300))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_block_says_what_where_and_what_to_do() {
+        let halt = Halt::new(
+            Stage::RootFetched,
+            Code::RootHash,
+            "image lab generation 0123456789ab: block 17 of 300 differs from what the root hash says",
+        );
+        let block =
+            halt.block(Some("ws-01"), Some(MacAddr([0x52, 0x54, 0, 1, 2, 3])), "Trying again in 10 s.");
+        for part in [
+            "ROOT-HASH",
+            "root-fetched",
+            "block 17 of 300",
+            "ws-01",
+            "52:54:00:01:02:03",
+            "What to do",
+            "10 s",
+        ] {
+            assert!(block.contains(part), "{part} in {block}");
+        }
+        assert!(block.lines().all(|l| l.chars().count() <= 80));
+    }
+
+    #[test]
+    fn waits_grow_to_five_minutes() {
+        let waits: Vec<_> = (1..8).map(|n| backoff_seconds(n, None)).collect();
+        assert_eq!(waits, [10, 20, 40, 80, 160, 300, 300]);
+        assert_eq!(backoff_seconds(u32::MAX, None), 300);
+        assert_eq!(backoff_seconds(3, Some(1)), 1);
+    }
+}

@@ -1,0 +1,250 @@
+//! What init leaves in the new root before the services start: who the machine is, its modules, its devices.
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    net::Ipv4Addr,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt, chown},
+    path::Path,
+};
+
+use anyhow::{Context, Result};
+use labshift_model::{
+    MacAddr,
+    boot::BootAnswer,
+    context::{Network, NodeContext},
+    manifest::Manifest,
+    paths,
+    service::Service,
+};
+use ureq::Agent;
+
+use crate::{
+    cmdline::{Cmdline, GuestIdentity},
+    dhcp::Lease,
+    journal::JOURNAL,
+    link::Port,
+    modules::Loader,
+    netlink, process, server, sys,
+};
+
+/// Where a guest finds its identity, as shell variables.
+const GUEST_ENVIRONMENT: &str = "/run/labshift/guest.env";
+/// Services of a guest, in its verified root.
+const GUEST_SERVICES: &str = "/etc/labshift/services.json";
+
+/// What the supervisor takes over.
+#[derive(Debug)]
+pub struct Handover {
+    /// Programs to run.
+    pub services: Vec<Service>,
+    /// The lease to keep.
+    pub network: Option<Network>,
+    /// A node shows services' output on serial lines; a guest's console belongs to its services.
+    pub show_output: bool,
+    /// Where to report.
+    pub reporter: Option<Reporter>,
+    /// Modules to load besides what the hardware asks for.
+    pub modules: Vec<String>,
+}
+
+/// A way to the server's journal.
+#[derive(Debug, Clone)]
+pub struct Reporter {
+    /// HTTP client.
+    pub agent: Agent,
+    /// Base URL.
+    pub server: String,
+    /// This machine.
+    pub mac: MacAddr,
+    /// Boot attempt.
+    pub attempt: u64,
+}
+
+impl Reporter {
+    /// Sends what the journal holds.
+    pub fn report(&self) -> bool {
+        server::report(&self.agent, &self.server, self.mac, Some(self.attempt))
+    }
+}
+
+/// Prepares a node's root.
+pub fn for_node(
+    answer: &BootAnswer,
+    manifest: &Manifest,
+    server: &str,
+    keys: &str,
+    network: Network,
+    agent: Agent,
+) -> Handover {
+    let context = NodeContext {
+        node: answer.node.clone(),
+        room: answer.room.clone(),
+        server: server.to_owned(),
+        image: answer.image.clone(),
+        generation: answer.generation.clone(),
+        attempt: answer.attempt,
+        token: answer.token.clone(),
+        network: network.clone(),
+        trusted_keys: keys
+            .lines()
+            .filter_map(|l| l.split('#').next())
+            .map(str::trim)
+            .filter(|k| !k.is_empty())
+            .map(str::to_owned)
+            .collect(),
+        clock_offset_ms: sys::realtime_ms() - sys::boottime_ms() as i64,
+        stages: JOURNAL.stages(),
+        ports: manifest.ports.clone(),
+    };
+    let json = serde_json::to_vec_pretty(&context).unwrap_or_default();
+    say_failure("node.json", write_secret(Path::new(paths::NODE_CONTEXT), &json));
+    name_machine(&answer.node, &network.dns);
+    Handover {
+        services: manifest.services.clone(),
+        reporter: Some(Reporter {
+            agent,
+            server: server.to_owned(),
+            mac: network.mac,
+            attempt: answer.attempt,
+        }),
+        network: Some(network),
+        show_output: true,
+        modules: manifest.modules.clone(),
+    }
+}
+
+/// Prepares a guest's root; its services come from the root itself.
+pub fn for_guest(cmdline: &Cmdline, found: Option<(Port, Lease)>) -> Result<Handover> {
+    let identity = cmdline.guest.clone().unwrap_or_default();
+    write_secret(Path::new(GUEST_ENVIRONMENT), guest_environment(&identity).as_bytes())?;
+    let network = found.map(|(port, lease)| (lease.network(&port.name, port.mac), lease.hostname));
+    let dns = network.as_ref().map(|(n, _)| n.dns.clone()).unwrap_or_default();
+    let given = network.as_ref().and_then(|(_, name)| name.clone());
+    let name = Some(identity.name).filter(|n| crate::dhcp::is_host_name(n)).or(given);
+    name_machine(name.as_deref().unwrap_or("guest"), &dns);
+    let text = fs::read_to_string(GUEST_SERVICES).with_context(|| format!("reading {GUEST_SERVICES}"))?;
+    let services = serde_json::from_str(&text).with_context(|| format!("reading {GUEST_SERVICES}"))?;
+    Ok(Handover {
+        services,
+        network: network.map(|(n, _)| n),
+        show_output: true,
+        reporter: None,
+        modules: vec![],
+    })
+}
+
+/// `NAME='value'` lines that a POSIX shell can read with `.`.
+fn guest_environment(identity: &GuestIdentity) -> String {
+    [("GUEST", &identity.name), ("REPORT", &identity.report), ("TOKEN", &identity.token)]
+        .iter()
+        .map(|(key, value)| format!("LABSHIFT_{key}='{}'\n", value.replace('\'', "'\\''")))
+        .collect()
+}
+
+/// Writes a file that only root may read.
+fn write_secret(path: &Path, bytes: &[u8]) -> Result<()> {
+    let shown = path.display();
+    let _ = fs::remove_file(path);
+    let mut file: File = File::options()
+        .create_new(true)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+        .with_context(|| format!("creating {shown}"))?;
+    file.write_all(bytes).with_context(|| format!("writing {shown}"))
+}
+
+/// Host name and name servers, for the kernel and for programs.
+fn name_machine(name: &str, dns: &[Ipv4Addr]) {
+    say_failure("host name", fs::write("/proc/sys/kernel/hostname", name).context("setting it"));
+    let resolv: String = dns.iter().map(|server| format!("nameserver {server}\n")).collect();
+    let hosts = format!("127.0.0.1 localhost\n127.0.1.1 {name}\n::1 localhost\n");
+    for (path, text) in
+        [("/etc/hostname", format!("{name}\n")), ("/etc/hosts", hosts), ("/etc/resolv.conf", resolv)]
+    {
+        // A link in an image points to where another init would write.
+        let _ = fs::remove_file(path);
+        say_failure(path, fs::write(path, text).context("writing it"));
+    }
+}
+
+fn say_failure(what: &str, result: Result<()>) {
+    if let Err(why) = result {
+        JOURNAL.say("handover", &format!("{what}: {why:#}"));
+    }
+}
+
+/// Loads the image's modules and what the hardware asks for, from the new root. A module that refuses (one for another CPU)
+/// is named and stops nothing.
+pub fn load_modules(release: &str, named: &[String]) {
+    let mut loader = match Loader::open(Path::new("/"), release) {
+        Ok(loader) => loader,
+        Err(why) => {
+            return JOURNAL
+                .say("modules", &format!("the root has no module index for kernel {release}: {why}"));
+        }
+    };
+    let (mut loaded, mut refused) = (vec![], vec![]);
+    for module in named {
+        match loader.load(module) {
+            Ok(true) => loaded.push(module.clone()),
+            // Built into the kernel, most likely.
+            Ok(false) => {}
+            Err(why) => refused.push(why.to_string()),
+        }
+    }
+    let (plugged, more) = loader.coldplug(Path::new("/"), |_| true);
+    loaded.extend(plugged);
+    refused.extend(more.iter().map(ToString::to_string));
+    JOURNAL.say("modules", &format!("from the root: {}", loaded.join(" ")));
+    for why in refused {
+        JOURNAL.say("modules", &format!("not loaded: {why}"));
+    }
+    open_devices();
+}
+
+/// libvirt's QEMU user reaches /dev/kvm by its group; without it libvirt takes KVM for broken.
+fn open_devices() {
+    let kvm = Path::new("/dev/kvm");
+    let groups = fs::read_to_string("/etc/group").unwrap_or_default();
+    if let (true, Some(gid)) = (kvm.exists(), process::group_id(&groups, "kvm")) {
+        let set = chown(kvm, Some(0), Some(gid))
+            .and_then(|()| fs::set_permissions(kvm, fs::Permissions::from_mode(0o660)));
+        say_failure("/dev/kvm", set.context("giving it to group kvm"));
+    }
+}
+
+/// Keeps a lease that begins anew: sets a changed address and takes the old one away.
+pub fn readdress(old: &Network, lease: &Lease) -> Result<Network> {
+    let index = netlink::carrier_of(old.address)?.context("finding the port that carries the address")?;
+    netlink::configure(index, lease.address, lease.prefix, lease.gateway)?;
+    if lease.address != old.address {
+        netlink::remove_address(old.address)?;
+    }
+    Ok(lease.network(&old.interface, old.mac))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shell_reads_the_guest_environment() {
+        let identity = GuestIdentity {
+            name: "batch-1".into(),
+            report: "http://10.0.0.1:8080/v1/guests/batch-1/report".into(),
+            token: "it's $(x)".into(),
+        };
+        let path = std::env::temp_dir().join(format!("labshift-guest-{}", std::process::id()));
+        write_secret(&path, guest_environment(&identity).as_bytes()).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let out = std::process::Command::new("sh")
+            .args(["-c", ". \"$0\"; printf '%s|%s' \"$LABSHIFT_GUEST\" \"$LABSHIFT_TOKEN\""])
+            .arg(&path)
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&out.stdout), "batch-1|it's $(x)");
+        fs::remove_file(&path).unwrap();
+    }
+}

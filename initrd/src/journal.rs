@@ -1,0 +1,226 @@
+//! What happened in this boot: timed stages and a log of bounded size, shown on the consoles and told to the
+//! server.
+//!
+//! Every line looks like `labshift: [  12.345] STAGE detail`; the time is seconds since the kernel started.
+
+use std::{
+    collections::VecDeque,
+    path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use labshift_model::{
+    MacAddr,
+    boot::{BootReport, Failure, Stage, StageEvent},
+};
+
+use crate::{console::Consoles, sys};
+
+/// Bytes of log that are kept, and the most that one report carries.
+const KEPT: usize = 64 * 1024;
+/// Longest line that is kept.
+const LONGEST: usize = 1024;
+
+/// Log and stages of this boot.
+#[derive(Debug)]
+pub struct Journal {
+    consoles: Consoles,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    lines: VecDeque<String>,
+    bytes: usize,
+    /// Lines at the end of `lines` that no report has carried yet.
+    unsent_lines: usize,
+    stages: Vec<StageEvent>,
+    /// Stages that reports have carried.
+    sent_stages: usize,
+}
+
+/// The journal of this process.
+pub static JOURNAL: Journal = Journal {
+    consoles: Consoles::closed(),
+    inner: Mutex::new(Inner {
+        lines: VecDeque::new(),
+        bytes: 0,
+        unsent_lines: 0,
+        stages: Vec::new(),
+        sent_stages: 0,
+    }),
+};
+
+impl Journal {
+    /// Opens the consoles below `sysroot`.
+    pub fn open_consoles(&self, sysroot: &Path) {
+        self.consoles.open(sysroot);
+    }
+
+    /// Says one line about `topic` on all consoles and keeps it.
+    pub fn say(&self, topic: &str, detail: &str) {
+        let line = line(sys::boottime_ms(), topic, detail);
+        self.consoles.line(&line);
+        self.lock().keep(line);
+    }
+
+    /// Keeps a line of a service's output; shows it on serial lines only when `show`.
+    pub fn output(&self, service: &str, text: &str, show: bool) {
+        let line = line(sys::boottime_ms(), service, text);
+        if show {
+            self.consoles.serial_line(&line);
+        }
+        self.lock().keep(line);
+    }
+
+    /// Notes that a stage ended well.
+    pub fn reached(&self, stage: Stage, detail: &str) {
+        self.say(stage_name(stage), detail);
+        self.note(stage, None, detail);
+    }
+
+    /// Notes that a stage failed; prints the block that an admin reads.
+    pub fn failed(&self, stage: Stage, failure: &Failure, block: &str) {
+        for row in block.lines() {
+            self.consoles.line(row);
+        }
+        let at = sys::boottime_ms();
+        let mut inner = self.lock();
+        inner.keep(line(at, stage_name(stage), &format!("failed: {} {}", failure.code, failure.sentence)));
+        drop(inner);
+        self.note(stage, Some(failure.clone()), "");
+    }
+
+    fn note(&self, stage: Stage, failure: Option<Failure>, detail: &str) {
+        let event = StageEvent { stage, at_ms: sys::boottime_ms(), failure, detail: detail.to_owned() };
+        self.lock().stages.push(event);
+    }
+
+    /// All stages of the attempt under way.
+    pub fn stages(&self) -> Vec<StageEvent> {
+        self.lock().stages.clone()
+    }
+
+    /// The last `count` lines, newest last.
+    pub fn tail(&self, count: usize) -> Vec<String> {
+        let inner = self.lock();
+        inner.lines.iter().skip(inner.lines.len().saturating_sub(count)).cloned().collect()
+    }
+
+    /// What no report has carried yet. [`Journal::delivered`] marks it as carried.
+    pub fn report(&self, mac: MacAddr, attempt: Option<u64>) -> (BootReport, Mark) {
+        let inner = self.lock();
+        let mark = Mark { stages: inner.stages.len(), lines: inner.unsent_lines };
+        let log: String = inner
+            .lines
+            .iter()
+            .skip(inner.lines.len() - inner.unsent_lines)
+            .flat_map(|l| [l.as_str(), "\n"])
+            .collect();
+        (BootReport { mac, attempt, stages: inner.stages[inner.sent_stages..].to_vec(), log }, mark)
+    }
+
+    /// The server has taken a report.
+    pub fn delivered(&self, mark: Mark) {
+        let mut inner = self.lock();
+        inner.sent_stages = inner.sent_stages.max(mark.stages);
+        inner.unsent_lines = inner.unsent_lines.saturating_sub(mark.lines);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How much of the journal a report carried.
+#[derive(Debug, Clone, Copy)]
+pub struct Mark {
+    stages: usize,
+    lines: usize,
+}
+
+impl Inner {
+    fn keep(&mut self, line: String) {
+        self.bytes += line.len() + 1;
+        self.lines.push_back(line);
+        self.unsent_lines += 1;
+        while self.bytes > KEPT {
+            let Some(old) = self.lines.pop_front() else { break };
+            self.bytes -= old.len() + 1;
+        }
+        self.unsent_lines = self.unsent_lines.min(self.lines.len());
+    }
+}
+
+/// The name of a stage as it is on the wire.
+pub fn stage_name(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Wake => "wake",
+        Stage::Firmware => "firmware",
+        Stage::Loader => "loader",
+        Stage::Init => "init",
+        Stage::Modules => "modules",
+        Stage::Link => "link",
+        Stage::Address => "address",
+        Stage::Manifest => "manifest",
+        Stage::RootFetched => "root-fetched",
+        Stage::RootMounted => "root-mounted",
+        Stage::Services => "services",
+        Stage::Ready => "ready",
+        Stage::GuestVisible => "guest-visible",
+    }
+}
+
+/// One line; control characters (a service may print anything) become blanks.
+fn line(at_ms: u64, topic: &str, detail: &str) -> String {
+    let detail: String =
+        detail.trim_end().chars().take(LONGEST).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    format!("labshift: [{:4}.{:03}] {topic} {detail}", at_ms / 1000, at_ms % 1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn journal() -> Journal {
+        Journal {
+            consoles: Consoles::closed(),
+            inner: Mutex::new(Inner {
+                lines: VecDeque::new(),
+                bytes: 0,
+                unsent_lines: 0,
+                stages: vec![],
+                sent_stages: 0,
+            }),
+        }
+    }
+
+    #[test]
+    fn lines_have_one_form() {
+        assert_eq!(line(12_345, "root-mounted", "erofs"), "labshift: [  12.345] root-mounted erofs");
+        assert_eq!(line(1, "x", "a\x1b[2J\nb\n"), "labshift: [   0.001] x a [2J b");
+    }
+
+    #[test]
+    fn reports_carry_each_thing_once_and_stay_small() {
+        let journal = journal();
+        let mac = MacAddr([2; 6]);
+        journal.reached(Stage::Init, "kernel 6.12");
+        let (first, mark) = journal.report(mac, None);
+        assert_eq!((first.stages.len(), first.log.lines().count()), (1, 1));
+        let (again, _) = journal.report(mac, None);
+        assert_eq!(again.stages.len(), 1, "not delivered yet");
+        journal.say("link", "e1000e");
+        journal.delivered(mark);
+        let (second, _) = journal.report(mac, Some(3));
+        assert_eq!((second.stages.len(), second.log.lines().count()), (0, 1));
+
+        for i in 0..5_000 {
+            journal.say("noise", &format!("{i} {}", "x".repeat(2_000)));
+        }
+        let (full, _) = journal.report(mac, None);
+        assert!(full.log.len() <= KEPT, "{}", full.log.len());
+        assert!(full.log.lines().last().is_some_and(|l| l.contains("4999")));
+        assert_eq!(journal.tail(2).len(), 2);
+    }
+}

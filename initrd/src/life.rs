@@ -1,0 +1,165 @@
+//! PID 1's life: boot, then supervise, then the end. A panic anywhere is printed and told; it never ends the process.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use labshift_model::{boot::Stage, context::Network, paths};
+use tokio::sync::mpsc;
+
+use crate::{
+    boot, button, control,
+    failure::{Code, Halt},
+    handover::{self, Handover},
+    journal::JOURNAL,
+    lease::{self, Due, Renewal},
+    order,
+    power::{self, End},
+    process::Cgroups,
+    supervisor::{Event, Supervisor, Surroundings, note_up},
+};
+
+/// Seconds between a fault of init itself and the reboot.
+const FAULT_PAUSE: Duration = Duration::from_secs(30);
+
+/// Everything PID 1 does. Never returns.
+pub fn live() -> ! {
+    std::panic::set_hook(Box::new(|panic| JOURNAL.say("init", &format!("fault in init: {panic}"))));
+    let end = catch_unwind(|| {
+        let handover = boot::run();
+        match supervise(&handover) {
+            Ok(end) => end,
+            Err(why) => {
+                let halt = Halt::new(Stage::Services, Code::Services, format!("{why:#}"));
+                give_up(&halt, Some(&handover))
+            }
+        }
+    });
+    power::finish(end.unwrap_or_else(|_| {
+        give_up(
+            &Halt::new(Stage::Init, Code::Internal, "init stumbled over itself; the line above says where"),
+            None,
+        )
+    }))
+}
+
+/// Shows and tells a failure after hand-over, waits, and chooses to reboot.
+fn give_up(halt: &Halt, handover: Option<&Handover>) -> End {
+    let mac = handover.and_then(|h| h.network.as_ref()).map(|n| n.mac);
+    let next = format!("The machine reboots in {} s.", FAULT_PAUSE.as_secs());
+    JOURNAL.failed(halt.stage, &halt.failure(), &halt.block(None, mac, &next));
+    if let Some(reporter) = handover.and_then(|h| h.reporter.as_ref()) {
+        reporter.report();
+    }
+    std::thread::sleep(FAULT_PAUSE);
+    End::Reboot
+}
+
+fn supervise(handover: &Handover) -> Result<End> {
+    order::check(&handover.services).map_err(|faults| anyhow::anyhow!(faults.join("; ")))?;
+    handover::load_modules(&boot::kernel_release(), &handover.modules);
+    if let Some(network) = handover.network.clone() {
+        spawn_for_life("lease", move || keep_lease(network.clone()));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the supervisor")?;
+    runtime.block_on(async {
+        let surroundings = Surroundings {
+            cgroups: Cgroups::at(Path::new("/")),
+            is_pid_1: true,
+            show_output: handover.show_output,
+            sysroot: PathBuf::from("/"),
+            wake: handover.reporter.as_ref().and(handover.network.as_ref()).map(|n| n.interface.clone()),
+            arm: power::arm,
+        };
+        let mut supervisor = Supervisor::new(handover.services.clone(), surroundings);
+        let events = supervisor.events();
+        spawn_for_life("button", move || {
+            button::wait(Path::new("/"));
+            let _ = events.send(Event::Button);
+        });
+        let (asking, requests) = mpsc::channel(16);
+        let listener = control::listen(Path::new(paths::INIT_SOCKET))?;
+        tokio::spawn(control::serve(listener, asking));
+        let (count, reporter) = (handover.services.len(), handover.reporter.clone());
+        report(reporter.clone());
+        let up = move || {
+            note_up(count);
+            report(reporter);
+        };
+        supervisor.run(requests, up).await.context("listening for the end of processes")
+    })
+}
+
+/// Reports in the background; what can't be delivered is tried again for a while.
+fn report(reporter: Option<handover::Reporter>) {
+    let Some(reporter) = reporter else { return };
+    std::thread::spawn(move || {
+        for pause in [1, 5, 25, 125] {
+            if reporter.report() {
+                return;
+            }
+            std::thread::sleep(Duration::from_secs(pause));
+        }
+    });
+}
+
+/// Runs a task on a thread of its own, again and again: one that stumbles is picked up.
+fn spawn_for_life(name: &'static str, task: impl Fn() + Send + 'static) {
+    let forever = move || {
+        loop {
+            if catch_unwind(AssertUnwindSafe(&task)).is_err() {
+                JOURNAL.say(name, "stumbled; begins anew");
+            }
+            std::thread::sleep(Duration::from_secs(1));
+        }
+    };
+    if let Err(why) = std::thread::Builder::new().name(name.to_owned()).spawn(forever) {
+        JOURNAL.say(name, &format!("has no thread: {why}"));
+    }
+}
+
+/// Renews the lease for life. A silent server changes nothing: the address stays, and is asked for again.
+fn keep_lease(mut network: Network) {
+    let mut since = Instant::now();
+    loop {
+        let renewal = match lease::due(network.lease_seconds, since.elapsed().as_secs()) {
+            Due::In(seconds) => {
+                std::thread::sleep(Duration::from_secs(seconds.max(1)));
+                continue;
+            }
+            Due::Renew => lease::renew(&network, false),
+            Due::Rebind | Due::Expired => lease::renew(&network, true),
+        };
+        match renewal {
+            Ok(Renewal::Extended(lease)) => {
+                match handover::readdress(&network, &lease) {
+                    Ok(renewed) => network = renewed,
+                    Err(why) => JOURNAL.say("lease", &format!("{why:#}")),
+                }
+                since = Instant::now();
+            }
+            Ok(Renewal::Refused) => {
+                JOURNAL.say(
+                    "lease",
+                    &format!("the server refuses {}; it is kept until a reboot", network.address),
+                );
+                since = Instant::now();
+            }
+            Ok(Renewal::Silence) => pause_between_tries(&network),
+            Err(why) => {
+                JOURNAL.say("lease", &format!("{why:#}"));
+                pause_between_tries(&network);
+            }
+        }
+    }
+}
+
+fn pause_between_tries(network: &Network) {
+    std::thread::sleep(Duration::from_secs(u64::from(network.lease_seconds / 16).clamp(5, 600)));
+}

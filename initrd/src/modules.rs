@@ -1,0 +1,353 @@
+//! Kernel modules: which file a hardware alias asks for, and what must be loaded before it.
+//!
+//! Reads `modules.dep` and `modules.alias` in depmod's text form. Loading is `finit_module`, dependencies first.
+//!
+//! ```text
+//! /sys/**/modalias ─┐
+//! names of a recipe ├─> Index::wanted ─> Index::order ─> load, each once
+//! kernel's modprobe ┘
+//! ```
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    fs::{self, File},
+    path::{Path, PathBuf},
+};
+
+use crate::sys;
+
+/// What depmod knows of one kernel's modules.
+#[derive(Debug, Default)]
+pub struct Index {
+    /// Normalised name to its path below the module directory and its dependencies' paths.
+    files: HashMap<String, (String, Vec<String>)>,
+    /// Alias patterns without `*` or `?` or `[`, by pattern.
+    exact: HashMap<String, Vec<String>>,
+    /// Other patterns, by their bus (the text before the first `:`).
+    patterns: HashMap<String, Vec<(String, String)>>,
+}
+
+impl Index {
+    /// Parses both files. Lines that make no sense are skipped: a missing module shows up when it is wanted.
+    pub fn parse(dep: &str, alias: &str) -> Self {
+        let mut index = Index::default();
+        for line in dep.lines() {
+            if let Some((path, needs)) = line.split_once(':') {
+                let needs = needs.split_whitespace().map(str::to_owned).collect();
+                index.files.insert(name_of(path), (path.trim().to_owned(), needs));
+            }
+        }
+        for line in alias.lines() {
+            let mut words = line.split_whitespace();
+            if let (Some("alias"), Some(pattern), Some(module)) = (words.next(), words.next(), words.next()) {
+                let module = name_of(module);
+                if pattern.contains(['*', '?', '[']) {
+                    let bus = pattern.split(':').next().unwrap_or_default().to_owned();
+                    index.patterns.entry(bus).or_default().push((pattern.to_owned(), module));
+                } else {
+                    index.exact.entry(pattern.replace('-', "_")).or_default().push(module);
+                }
+            }
+        }
+        index
+    }
+
+    /// Modules that a device's modalias, or the kernel's request by alias or name, asks for.
+    pub fn wanted(&self, alias: &str) -> BTreeSet<String> {
+        let mut found = BTreeSet::new();
+        let name = name_of(alias);
+        if self.files.contains_key(&name) {
+            found.insert(name);
+        }
+        found.extend(self.exact.get(&alias.replace('-', "_")).into_iter().flatten().cloned());
+        let bus = alias.split(':').next().unwrap_or_default();
+        let of_bus = self.patterns.get(bus).into_iter().flatten();
+        found.extend(of_bus.filter(|(p, _)| glob(p.as_bytes(), alias.as_bytes())).map(|(_, m)| m.clone()));
+        found
+    }
+
+    /// Files to load for a module, dependencies first. Empty when the module is not there.
+    pub fn order(&self, module: &str) -> Vec<&str> {
+        let mut order = Vec::new();
+        self.visit(&name_of(module), &mut order, &mut HashSet::new());
+        order
+    }
+
+    fn visit<'a>(&'a self, name: &str, order: &mut Vec<&'a str>, seen: &mut HashSet<String>) {
+        let Some((path, needs)) = self.files.get(name) else { return };
+        if !seen.insert(name.to_owned()) {
+            return;
+        }
+        // depmod lists the nearest dependency first; each entry's own list puts them into order.
+        for need in needs {
+            self.visit(&name_of(need), order, seen);
+        }
+        order.push(path);
+    }
+
+    /// True when the module has a file.
+    pub fn has(&self, module: &str) -> bool {
+        self.files.contains_key(&name_of(module))
+    }
+}
+
+/// `kernel/drivers/net/virtio-net.ko.xz` is module `virtio_net`.
+fn name_of(path: &str) -> String {
+    let file = path.trim().rsplit('/').next().unwrap_or_default();
+    file.split(".ko").next().unwrap_or_default().replace('-', "_")
+}
+
+/// Shell pattern match with `*`, `?` and `[..]`, as depmod uses. Linear in practice: on a mismatch only the last `*` is tried
+/// again.
+fn glob(pattern: &[u8], text: &[u8]) -> bool {
+    let (mut p, mut t) = (0, 0);
+    let mut star: Option<(usize, usize)> = None;
+    while t < text.len() {
+        let step = match pattern.get(p) {
+            Some(b'*') => {
+                star = Some((p + 1, t));
+                p += 1;
+                continue;
+            }
+            Some(b'?') => Some(1),
+            Some(b'[') => class(&pattern[p..], text[t]),
+            Some(&c) if c == text[t] => Some(1),
+            _ => None,
+        };
+        match (step, star) {
+            (Some(length), _) => (p, t) = (p + length, t + 1),
+            (None, Some((after, from))) => {
+                star = Some((after, from + 1));
+                (p, t) = (after, from + 1);
+            }
+            (None, None) => return false,
+        }
+    }
+    pattern[p..].iter().all(|&c| c == b'*')
+}
+
+/// Length of the class at the pattern's start when it holds `c`.
+fn class(pattern: &[u8], c: u8) -> Option<usize> {
+    let end = pattern.iter().position(|&b| b == b']')?;
+    let set = &pattern[1..end];
+    let mut i = 0;
+    while i < set.len() {
+        let (low, high) = if set.get(i + 1) == Some(&b'-') && i + 2 < set.len() {
+            i += 2;
+            (set[i - 2], set[i])
+        } else {
+            (set[i], set[i])
+        };
+        if (low..=high).contains(&c) {
+            return Some(end + 1);
+        }
+        i += 1;
+    }
+    None
+}
+
+/// A module that did not load.
+#[derive(Debug, thiserror::Error)]
+#[error("loading {path}: {why}")]
+pub struct NotLoaded {
+    /// File.
+    pub path: PathBuf,
+    /// Why.
+    pub why: std::io::Error,
+}
+
+/// The modules of the running kernel, and which of them this process has loaded.
+#[derive(Debug)]
+pub struct Loader {
+    directory: PathBuf,
+    index: Index,
+    done: HashSet<String>,
+    seen_aliases: HashSet<String>,
+}
+
+impl Loader {
+    /// Reads the index below `root` for kernel `release`.
+    pub fn open(root: &Path, release: &str) -> std::io::Result<Self> {
+        // Debian keeps modules under /usr/lib; an initramfs may have either.
+        let directory = ["lib/modules", "usr/lib/modules"]
+            .iter()
+            .map(|d| root.join(d).join(release))
+            .find(|d| d.join("modules.dep").exists())
+            .unwrap_or_else(|| root.join("lib/modules").join(release));
+        let dep = fs::read_to_string(directory.join("modules.dep"))?;
+        let alias = fs::read_to_string(directory.join("modules.alias")).unwrap_or_default();
+        let index = Index::parse(&dep, &alias);
+        Ok(Loader { directory, index, done: HashSet::new(), seen_aliases: HashSet::new() })
+    }
+
+    /// Loads a module by name with everything it needs. `Ok(false)` when there is no such module (it may be built in).
+    pub fn load(&mut self, module: &str) -> Result<bool, NotLoaded> {
+        let order: Vec<String> = self.index.order(module).iter().map(|&p| p.to_owned()).collect();
+        for relative in &order {
+            if !self.done.contains(relative) {
+                let path = self.directory.join(relative);
+                load_file(&path).map_err(|why| NotLoaded { path, why })?;
+                self.done.insert(relative.clone());
+            }
+        }
+        Ok(!order.is_empty())
+    }
+
+    /// Loads whatever the devices of `/sys` ask for, until no new device appears. A driver that refuses its device is named
+    /// in the result, and does not stop the others. `wanted` may leave modules out.
+    pub fn coldplug(
+        &mut self,
+        sysroot: &Path,
+        wanted: impl Fn(&str) -> bool,
+    ) -> (BTreeSet<String>, Vec<NotLoaded>) {
+        let (mut loaded, mut refused) = (BTreeSet::new(), Vec::new());
+        loop {
+            let new: Vec<String> =
+                modaliases(sysroot).into_iter().filter(|a| self.seen_aliases.insert(a.clone())).collect();
+            if new.is_empty() {
+                return (loaded, refused);
+            }
+            let modules: BTreeSet<String> = new.iter().flat_map(|a| self.index.wanted(a)).collect();
+            for module in modules.into_iter().filter(|m| wanted(m)) {
+                match self.load(&module) {
+                    Ok(true) => {
+                        loaded.insert(module);
+                    }
+                    Ok(false) => {}
+                    Err(why) => refused.push(why),
+                }
+            }
+        }
+    }
+
+    /// Loads by name or alias, as the kernel's own request does.
+    pub fn request(&mut self, alias: &str) -> Result<bool, NotLoaded> {
+        let mut any = false;
+        for module in self.index.wanted(alias) {
+            any |= self.load(&module)?;
+        }
+        Ok(any)
+    }
+
+    /// What the index knows.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+}
+
+fn load_file(path: &Path) -> std::io::Result<()> {
+    let file = File::open(path)?;
+    match sys::load_module(&file, is_compressed(path)) {
+        // Somebody else was faster.
+        Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+        other => other,
+    }
+}
+
+fn is_compressed(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e != "ko")
+}
+
+/// The modalias of every device that the kernel knows.
+pub fn modaliases(sysroot: &Path) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut directories = vec![sysroot.join("sys/devices")];
+    while let Some(directory) = directories.pop() {
+        let Ok(entries) = fs::read_dir(&directory) else { continue };
+        for entry in entries.flatten() {
+            match entry.file_type() {
+                // sysfs has loops of links; only directories are followed.
+                Ok(t) if t.is_dir() => directories.push(entry.path()),
+                Ok(t) if t.is_file() && entry.file_name() == "modalias" => {
+                    let text = fs::read_to_string(entry.path()).unwrap_or_default();
+                    found.extend(text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned));
+                }
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEP: &str = "kernel/drivers/net/virtio_net.ko: kernel/net/core/failover.ko kernel/drivers/net/net_failover.ko\n\
+        kernel/drivers/net/net_failover.ko: kernel/net/core/failover.ko\n\
+        kernel/net/core/failover.ko:\n\
+        kernel/drivers/md/dm-verity.ko.xz: kernel/drivers/md/dm-mod.ko.xz\n\
+        kernel/drivers/md/dm-mod.ko.xz:\n\
+        kernel/a.ko: kernel/b.ko\n\
+        kernel/b.ko: kernel/a.ko\n";
+    const ALIAS: &str = "# Aliases\n\
+        alias virtio:d00000001v* virtio_net\n\
+        alias pci:v00008086d000010D3sv*sd*bc*sc*i* e1000e\n\
+        alias crypto-sha256 sha256_ssse3\n\
+        alias cpu:type:x86,ven*fam*mod*:feature:*00C2* kvm_amd\n\
+        alias devname:loop-control loop\n\
+        alias broken\n";
+
+    #[test]
+    fn dependencies_come_first_and_cycles_end() {
+        let index = Index::parse(DEP, ALIAS);
+        assert_eq!(
+            index.order("virtio-net"),
+            [
+                "kernel/net/core/failover.ko",
+                "kernel/drivers/net/net_failover.ko",
+                "kernel/drivers/net/virtio_net.ko"
+            ]
+        );
+        assert_eq!(index.order("dm_verity").len(), 2);
+        assert_eq!(index.order("a").len(), 2);
+        assert!(index.order("none").is_empty());
+        assert!(index.has("dm-verity") && !index.has("e1000e"));
+    }
+
+    #[test]
+    fn aliases_name_modules() {
+        let index = Index::parse(DEP, ALIAS);
+        for (alias, module) in [
+            ("virtio:d00000001v00001AF4", "virtio_net"),
+            ("pci:v00008086d000010D3sv00001AF4sd00001100bc02sc00i00", "e1000e"),
+            ("crypto-sha256", "sha256_ssse3"),
+            ("cpu:type:x86,ven0002fam0019mod0001:feature:,0000,00C2,00FF", "kvm_amd"),
+            ("dm-mod", "dm_mod"),
+        ] {
+            assert_eq!(index.wanted(alias).into_iter().collect::<Vec<_>>(), [module], "{alias}");
+        }
+        assert!(index.wanted("pci:v0000FFFF").is_empty());
+    }
+
+    #[test]
+    fn patterns_match_as_in_a_shell() {
+        for (pattern, text, yes) in [
+            ("a*c", "abc", true),
+            ("a*c", "ab", false),
+            ("*", "", true),
+            ("a?c", "abc", true),
+            ("a[0-9b]c", "abc", true),
+            ("a[0-9]c", "abc", false),
+            ("a[", "a[", false),
+            ("*a*b*c*", "xxaxxbxxc", true),
+            ("usb:v*d*dc*ic03isc*", "usb:v1d2dc0ic03isc1", true),
+        ] {
+            assert_eq!(glob(pattern.as_bytes(), text.as_bytes()), yes, "{pattern} {text}");
+        }
+        // A pattern made to backtrack must not take for ever.
+        let text = "a".repeat(5_000);
+        assert!(!glob(format!("{}b", "a*".repeat(50)).as_bytes(), text.as_bytes()));
+    }
+
+    #[test]
+    fn sysfs_is_walked_without_following_links() {
+        let dir = std::env::temp_dir().join(format!("labshift-modalias-{}", std::process::id()));
+        let device = dir.join("sys/devices/pci0/dev1");
+        fs::create_dir_all(&device).unwrap();
+        fs::write(device.join("modalias"), "virtio:d00000001v00001AF4\n").unwrap();
+        std::os::unix::fs::symlink("../..", device.join("loop")).unwrap();
+        assert_eq!(modaliases(&dir).into_iter().collect::<Vec<_>>(), ["virtio:d00000001v00001AF4"]);
+        fs::remove_dir_all(&dir).unwrap();
+    }
+}

@@ -1,0 +1,137 @@
+//! In which order services start and stop. Pure.
+
+use std::collections::{HashMap, HashSet};
+
+use labshift_model::service::{Restart, Service};
+
+/// Where a service is in its life, as far as those that wait for it care.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Never started.
+    Waiting,
+    /// Runs, not ready.
+    Starting,
+    /// Ready; or ended with success, for [`Restart::Never`].
+    Up,
+    /// Ended; starts again by itself, or never.
+    Down,
+}
+
+/// Checks a list: unique names, known dependencies, no circle, absolute programs. `Err` holds every fault.
+pub fn check(services: &[Service]) -> Result<(), Vec<String>> {
+    let mut faults = Vec::new();
+    let mut names = HashSet::new();
+    for service in services {
+        if !names.insert(service.name.as_str()) {
+            faults.push(format!("two services are called {}", service.name));
+        }
+        if !service.exec.first().is_some_and(|p| p.starts_with('/')) {
+            faults.push(format!("service {} does not name its program by an absolute path", service.name));
+        }
+    }
+    for service in services {
+        for needed in service.after.iter().filter(|n| !names.contains(n.as_str())) {
+            faults.push(format!("service {} waits for {needed}, which is not there", service.name));
+        }
+    }
+    // What can never start, although all names are known, is in or behind a circle.
+    let mut up: HashSet<&str> = HashSet::new();
+    while let Some(next) = services
+        .iter()
+        .find(|s| !up.contains(s.name.as_str()) && s.after.iter().all(|n| up.contains(n.as_str())))
+    {
+        up.insert(&next.name);
+    }
+    if faults.is_empty() && up.len() < services.len() {
+        let stuck: Vec<_> = services.iter().map(|s| s.name.as_str()).filter(|n| !up.contains(n)).collect();
+        faults.push(format!("services wait for one another in a circle: {}", stuck.join(", ")));
+    }
+    if faults.is_empty() { Ok(()) } else { Err(faults) }
+}
+
+/// Services that may start now, by index.
+pub fn startable(services: &[Service], phase: impl Fn(usize) -> Phase) -> Vec<usize> {
+    let index: HashMap<&str, usize> =
+        services.iter().enumerate().map(|(i, s)| (s.name.as_str(), i)).collect();
+    let up = |name: &String| index.get(name.as_str()).is_some_and(|&i| phase(i) == Phase::Up);
+    (0..services.len()).filter(|&i| phase(i) == Phase::Waiting && services[i].after.iter().all(up)).collect()
+}
+
+/// Stop order: the reverse of an order in which they can start.
+pub fn stop_order(services: &[Service]) -> Vec<usize> {
+    let mut order: Vec<usize> = Vec::new();
+    loop {
+        let started = |i: usize| if order.contains(&i) { Phase::Up } else { Phase::Waiting };
+        let next = startable(services, started);
+        if next.is_empty() {
+            break;
+        }
+        order.extend(next);
+    }
+    order.reverse();
+    order
+}
+
+/// Whether an ended service starts again.
+pub fn starts_again(restart: Restart, success: bool) -> bool {
+    match restart {
+        Restart::Always => true,
+        Restart::OnFailure => !success,
+        Restart::Never => false,
+    }
+}
+
+/// Milliseconds before start number `restarts` + 1: a quarter of a second, doubling up to half a minute. A service that ran for
+/// a minute begins anew.
+pub fn pause_ms(restarts_in_a_row: u32) -> u64 {
+    (250u64 << restarts_in_a_row.min(7)).min(30_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(name: &str, after: &[&str]) -> Service {
+        Service {
+            name: name.into(),
+            exec: vec!["/bin/true".into()],
+            after: after.iter().map(|a| (*a).into()).collect(),
+            restart: Restart::Always,
+            environment: vec![],
+            user: None,
+            ready: None,
+            tty: None,
+        }
+    }
+
+    #[test]
+    fn dependencies_start_first_and_stop_last() {
+        let services =
+            [service("runtime", &["libvirtd"]), service("libvirtd", &["virtlogd"]), service("virtlogd", &[])];
+        check(&services).unwrap();
+        assert_eq!(startable(&services, |_| Phase::Waiting), [2]);
+        assert_eq!(
+            startable(&services, |i| if i == 2 { Phase::Starting } else { Phase::Waiting }),
+            [0usize; 0]
+        );
+        assert_eq!(startable(&services, |i| if i == 2 { Phase::Up } else { Phase::Waiting }), [1]);
+        assert_eq!(stop_order(&services), [0, 1, 2]);
+    }
+
+    #[test]
+    fn every_fault_of_a_list_is_named() {
+        let mut relative = service("a", &["nowhere"]);
+        relative.exec = vec!["true".into()];
+        let faults = check(&[relative, service("a", &[])]).unwrap_err();
+        assert_eq!(faults.len(), 3, "{faults:?}");
+        let circle = check(&[service("a", &["b"]), service("b", &["a"]), service("c", &[])]).unwrap_err();
+        assert!(circle[0].contains("circle: a, b"), "{circle:?}");
+    }
+
+    #[test]
+    fn pauses_grow_and_policies_hold() {
+        assert_eq!((pause_ms(0), pause_ms(3), pause_ms(99)), (250, 2_000, 30_000));
+        assert!(starts_again(Restart::Always, true) && starts_again(Restart::OnFailure, false));
+        assert!(!starts_again(Restart::OnFailure, true) && !starts_again(Restart::Never, false));
+    }
+}

@@ -1,0 +1,167 @@
+//! The labshift server as init sees it: the boot answer, and reports. HTTP without TLS: the answer is believed for what its
+//! signature covers, and the rest (name, token) is worth no more than the network it came over.
+
+use std::{io::Read, time::Duration};
+
+use labshift_model::{
+    MacAddr,
+    boot::{BootAnswer, BootReport, Stage},
+    manifest::{Manifest, short, trusted_keys},
+    paths,
+};
+use ureq::{Agent, http::StatusCode};
+
+use crate::{
+    failure::{Code, Halt},
+    journal::JOURNAL,
+};
+
+/// Largest answer that is read, in bytes.
+const LARGEST_ANSWER: u64 = 4 << 20;
+
+/// An HTTP client for one boot attempt. No redirects, no proxies.
+pub fn agent() -> Agent {
+    Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .proxy(None)
+        .user_agent(crate::dhcp::VENDOR_CLASS)
+        .timeout_connect(Some(Duration::from_secs(5)))
+        .timeout_recv_response(Some(Duration::from_secs(20)))
+        .input_buffer_size(1 << 20)
+        .build()
+        .new_agent()
+}
+
+/// Asks what to boot.
+pub fn ask(agent: &Agent, server: &str, mac: MacAddr) -> Result<BootAnswer, Halt> {
+    let url = format!("{server}{}?mac={mac}", paths::BOOT_ANSWER);
+    let silent =
+        |why: String| Halt::new(Stage::Manifest, Code::NoServer, format!("{server} did not answer: {why}"));
+    let response = agent.get(&url).call().map_err(|e| silent(e.to_string()))?;
+    let status = response.status();
+    let mut text = String::new();
+    let body = response.into_body().into_reader().take(LARGEST_ANSWER).read_to_string(&mut text);
+    body.map_err(|e| silent(e.to_string()))?;
+    read_answer(status, &text)
+}
+
+/// Reads the answer's status and body.
+fn read_answer(status: StatusCode, text: &str) -> Result<BootAnswer, Halt> {
+    let first: String =
+        text.lines().next().unwrap_or_default().chars().filter(|c| !c.is_control()).take(300).collect();
+    if status.is_success() {
+        serde_json::from_str(text).map_err(|e| {
+            Halt::new(
+                Stage::Manifest,
+                Code::NoServer,
+                format!("the server's boot answer is not readable: {e}"),
+            )
+        })
+    } else if status.is_client_error() {
+        let reason = if first.is_empty() { status.to_string() } else { first };
+        Err(Halt::new(
+            Stage::Manifest,
+            Code::Refused,
+            format!("the server refuses to boot this machine: {reason}"),
+        ))
+    } else {
+        Err(Halt::new(Stage::Manifest, Code::NoServer, format!("the server is in trouble: {status} {first}")))
+    }
+}
+
+/// Verifies the answer's manifest: signature, generation, name, and the root hash of the command line when there is one.
+pub fn verify(answer: &BootAnswer, keys: &str, root_hash: Option<&str>) -> Result<Manifest, Halt> {
+    let refuse = |why: String| {
+        let image = format!("image {} generation {}", answer.image, short(&answer.generation));
+        Halt::new(Stage::Manifest, Code::Manifest, format!("{image}: {why}"))
+    };
+    let bytes = answer.manifest.as_bytes();
+    let manifest = Manifest::verify(bytes, &answer.signature, &trusted_keys(keys), Some(&answer.generation))
+        .map_err(|why| refuse(why.to_string()))?;
+    if manifest.name != answer.image {
+        return Err(refuse(format!("the signed manifest is of image {}", manifest.name)));
+    }
+    match root_hash {
+        Some(wanted) if !wanted.eq_ignore_ascii_case(&manifest.root.root_hash) => Err(refuse(format!(
+            "the kernel command line wants root hash {wanted}, the manifest has {}",
+            manifest.root.root_hash
+        ))),
+        _ => Ok(manifest),
+    }
+}
+
+/// Sends what the journal holds. A report that can't be delivered goes with the next one.
+pub fn report(agent: &Agent, server: &str, mac: MacAddr, attempt: Option<u64>) -> bool {
+    let (report, mark) = JOURNAL.report(mac, attempt);
+    let delivered = send(agent, server, &report);
+    if delivered {
+        JOURNAL.delivered(mark);
+    }
+    delivered
+}
+
+fn send(agent: &Agent, server: &str, report: &BootReport) -> bool {
+    let url = format!("{server}{}", paths::BOOT_REPORT);
+    let sent =
+        agent.post(&url).config().timeout_global(Some(Duration::from_secs(10))).build().send_json(report);
+    sent.is_ok_and(|response| response.status().is_success())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use labshift_model::manifest::{ImageKind, Root, SCHEMA, Signature, generation_of};
+
+    use super::*;
+
+    /// An answer signed by an unknown key: signing needs the builder's key type, which init does not carry.
+    fn answer() -> BootAnswer {
+        let manifest = Manifest {
+            schema: SCHEMA,
+            name: "lab".into(),
+            kind: ImageKind::Host,
+            architecture: "amd64".into(),
+            kernel_release: "6.12".into(),
+            kernel_arguments: String::new(),
+            root: Root { root_hash: "00".repeat(32), salt: String::new(), data_size: 4096, block_size: 4096 },
+            files: BTreeMap::new(),
+            lock: String::new(),
+            services: vec![],
+            modules: vec![],
+            ports: vec![],
+        };
+        let bytes = manifest.to_bytes();
+        BootAnswer {
+            node: "ws-01".into(),
+            room: "r1".into(),
+            image: "lab".into(),
+            generation: generation_of(&bytes),
+            manifest: String::from_utf8(bytes).unwrap(),
+            signature: Signature { key: "11".repeat(32), ed25519: "22".repeat(64) },
+            attempt: 1,
+            token: "t".into(),
+            now: "2026-11-23T07:40:00Z".parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn an_unsigned_manifest_names_image_and_generation() {
+        let answer = answer();
+        let halt = verify(&answer, "# no keys\n", None).unwrap_err();
+        assert_eq!(halt.code, Code::Manifest);
+        assert!(halt.sentence.contains("image lab generation") && halt.sentence.contains("does not trust"));
+    }
+
+    #[test]
+    fn answers_and_refusals() {
+        let good = serde_json::to_string(&answer()).unwrap();
+        assert_eq!(read_answer(StatusCode::OK, &good).unwrap(), answer());
+        let no = read_answer(StatusCode::FORBIDDEN, "ws-01 is in maintenance\nmore").unwrap_err();
+        assert_eq!(no.code, Code::Refused);
+        assert!(no.sentence.ends_with("ws-01 is in maintenance"));
+        assert_eq!(read_answer(StatusCode::BAD_GATEWAY, "").unwrap_err().code, Code::NoServer);
+        assert_eq!(read_answer(StatusCode::OK, "{}").unwrap_err().code, Code::NoServer);
+    }
+}

@@ -1,0 +1,381 @@
+//! Keeps the services running, for life. One task owns their state; everything else sends it events.
+//!
+//! ```text
+//!          dependencies up           ready path there
+//! Waiting ----------------> Starting ----------------> Up
+//!              ^                |  exit                 |  exit
+//!              | pause          v                       v
+//!              +------------- Down <--------------------+      Down stays for a service that does not start again
+//! ```
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use labshift_model::{
+    boot::Stage,
+    context::{InitReply, InitRequest, ServiceStatus},
+    service::{Restart, Service},
+};
+use nix::{
+    sys::{
+        signal::{Signal, kill},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    unistd::Pid,
+};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+
+use crate::{
+    control::Asked,
+    journal::JOURNAL,
+    order::{self, Phase},
+    power::End,
+    process::{self, Cgroups},
+};
+
+/// Time between SIGTERM and SIGKILL for one service.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+/// A service that ran this long has recovered.
+const RECOVERED: Duration = Duration::from_secs(60);
+/// Lines of output longer than this are cut.
+const LONGEST_LINE: usize = 4096;
+
+/// What wakes the supervisor.
+#[derive(Debug)]
+pub enum Event {
+    /// A service's ready path appeared; the number is the process it was waited for.
+    Ready(usize, u32),
+    /// A pause before a new start is over.
+    StartAgain(usize),
+    /// The power button was pressed.
+    Button,
+}
+
+/// What differs between PID 1 and a test.
+#[derive(Debug, Clone)]
+pub struct Surroundings {
+    /// cgroups of the services.
+    pub cgroups: Cgroups,
+    /// Whether everybody's orphans are ours to reap.
+    pub is_pid_1: bool,
+    /// Whether services' output goes to serial lines.
+    pub show_output: bool,
+    /// Prefix of ready paths.
+    pub sysroot: PathBuf,
+    /// Port to arm when the button is pressed; none in a guest.
+    pub wake: Option<String>,
+    /// Arms Wake-on-LAN on a port and names the ports that were armed.
+    pub arm: fn(&Path, &str) -> anyhow::Result<Vec<String>>,
+}
+
+#[derive(Debug)]
+struct State {
+    phase: Phase,
+    pid: Option<u32>,
+    since: Instant,
+    restarts: u32,
+    in_a_row: u32,
+    last_exit: Option<String>,
+}
+
+/// The services and their states.
+#[derive(Debug)]
+pub struct Supervisor {
+    services: Vec<Service>,
+    states: Vec<State>,
+    surroundings: Surroundings,
+    events: mpsc::UnboundedSender<Event>,
+    inbox: mpsc::UnboundedReceiver<Event>,
+    stopping: bool,
+    all_up: bool,
+}
+
+impl Supervisor {
+    /// Takes over a checked list of services.
+    pub fn new(services: Vec<Service>, surroundings: Surroundings) -> Self {
+        let fresh = |_: &Service| State {
+            phase: Phase::Waiting,
+            pid: None,
+            since: Instant::now(),
+            restarts: 0,
+            in_a_row: 0,
+            last_exit: None,
+        };
+        let (events, inbox) = mpsc::unbounded_channel();
+        let states = services.iter().map(fresh).collect();
+        Supervisor { services, states, surroundings, events, inbox, stopping: false, all_up: false }
+    }
+
+    /// A way to send events.
+    pub fn events(&self) -> mpsc::UnboundedSender<Event> {
+        self.events.clone()
+    }
+
+    /// Runs until the machine is to go down; then all services are stopped. `up` is called once, when all are up.
+    pub async fn run(
+        &mut self,
+        mut requests: mpsc::Receiver<Asked>,
+        up: impl FnOnce(),
+    ) -> std::io::Result<End> {
+        let mut children = signal(SignalKind::child())?;
+        let mut up = Some(up);
+        self.start_what_can();
+        loop {
+            if self.all_up
+                && let Some(up) = up.take()
+            {
+                up();
+            }
+            let end = tokio::select! {
+                _ = children.recv() => { self.reap(); None }
+                Some(event) = self.inbox.recv() => self.take(event),
+                Some((request, reply)) = requests.recv() => {
+                    let (answer, end) = self.answer(request);
+                    let _ = reply.send(answer);
+                    end
+                }
+            };
+            if let Some(end) = end {
+                // Lets the reply leave before the asker is stopped.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                self.stop_all(&mut children).await;
+                return Ok(end);
+            }
+            self.start_what_can();
+        }
+    }
+
+    fn take(&mut self, event: Event) -> Option<End> {
+        match event {
+            Event::Ready(i, pid) if self.states[i].pid == Some(pid) => self.rise(i),
+            Event::StartAgain(i) if self.states[i].phase == Phase::Down => {
+                self.states[i].phase = Phase::Waiting
+            }
+            Event::Ready(..) | Event::StartAgain(_) => {}
+            Event::Button => {
+                JOURNAL.say("power", "the power button was pressed");
+                let wake = self.surroundings.wake.as_deref();
+                let armed = wake.map(|port| (self.surroundings.arm)(&self.surroundings.sysroot, port));
+                if let Some(Err(why)) = &armed {
+                    JOURNAL.say("power", &format!("wake-on-lan: {why:#}"));
+                }
+                return Some(End::PowerOff { wake: armed.and_then(Result::ok).unwrap_or_default() });
+            }
+        }
+        None
+    }
+
+    fn answer(&self, request: InitRequest) -> (InitReply, Option<End>) {
+        match request {
+            InitRequest::PowerOff { interface } => {
+                match (self.surroundings.arm)(&self.surroundings.sysroot, &interface) {
+                    Ok(wake) => (InitReply::Ok, Some(End::PowerOff { wake })),
+                    Err(why) => (InitReply::Failed { reason: format!("{why:#}") }, None),
+                }
+            }
+            InitRequest::Reboot => (InitReply::Ok, Some(End::Reboot)),
+            InitRequest::Services => (InitReply::Services { services: self.statuses() }, None),
+            InitRequest::Log { lines } => (InitReply::Log { lines: JOURNAL.tail(lines) }, None),
+        }
+    }
+
+    fn statuses(&self) -> Vec<ServiceStatus> {
+        let order = order::stop_order(&self.services).into_iter().rev();
+        order
+            .map(|i| {
+                let state = &self.states[i];
+                ServiceStatus {
+                    name: self.services[i].name.clone(),
+                    pid: state.pid,
+                    ready: state.phase == Phase::Up,
+                    restarts: state.restarts,
+                    last_exit: state.last_exit.clone(),
+                }
+            })
+            .collect()
+    }
+
+    fn start_what_can(&mut self) {
+        for i in order::startable(&self.services, |i| self.states[i].phase) {
+            self.start(i);
+        }
+    }
+
+    fn start(&mut self, i: usize) {
+        let service = &self.services[i];
+        self.states[i].since = Instant::now();
+        match process::start(service, &self.surroundings.cgroups) {
+            Ok(started) => {
+                JOURNAL.say("service", &format!("{} started, pid {}", service.name, started.pid));
+                self.states[i].pid = Some(started.pid);
+                self.states[i].phase = Phase::Starting;
+                if let Some(output) = started.output {
+                    let show = self.surroundings.show_output;
+                    tokio::spawn(carry_output(service.name.clone(), output, show));
+                }
+                match &service.ready {
+                    Some(path) => {
+                        let path = self.surroundings.sysroot.join(path.trim_start_matches('/'));
+                        tokio::spawn(wait_ready(path, i, started.pid, self.events.clone()));
+                    }
+                    None if service.restart == Restart::Never => {}
+                    None => self.rise(i),
+                }
+            }
+            Err(why) => {
+                JOURNAL.say("service", &format!("{}: {why:#}", service.name));
+                self.states[i].last_exit = Some(format!("{why:#}"));
+                self.fall(i, false);
+            }
+        }
+    }
+
+    /// A service is ready.
+    fn rise(&mut self, i: usize) {
+        if self.states[i].phase != Phase::Up {
+            self.states[i].phase = Phase::Up;
+            if self.services[i].ready.is_some() {
+                JOURNAL.say("service", &format!("{} ready", self.services[i].name));
+            }
+        }
+        self.all_up = self.all_up || self.states.iter().all(|s| s.phase == Phase::Up);
+    }
+
+    /// A service ended; decides whether it starts again.
+    fn fall(&mut self, i: usize, success: bool) {
+        let state = &mut self.states[i];
+        state.pid = None;
+        state.phase = Phase::Down;
+        let restart = self.services[i].restart;
+        if restart == Restart::Never && success {
+            return self.rise(i);
+        }
+        if self.stopping || !order::starts_again(restart, success) {
+            return;
+        }
+        state.in_a_row = if state.since.elapsed() >= RECOVERED { 0 } else { state.in_a_row };
+        let pause = Duration::from_millis(order::pause_ms(state.in_a_row));
+        state.restarts += 1;
+        state.in_a_row += 1;
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(pause).await;
+            let _ = events.send(Event::StartAgain(i));
+        });
+    }
+
+    /// Takes in every child that has ended, ours or an orphan of somebody's.
+    fn reap(&mut self) {
+        let pids: HashMap<u32, usize> =
+            self.states.iter().enumerate().filter_map(|(i, s)| Some((s.pid?, i))).collect();
+        if self.surroundings.is_pid_1 {
+            while let Some((pid, exit)) = reap_one(None) {
+                if let Some(&i) = pids.get(&pid) {
+                    self.ended(i, pid, exit);
+                }
+            }
+        } else {
+            for (&pid, &i) in &pids {
+                if let Some((_, exit)) = reap_one(Some(pid)) {
+                    self.ended(i, pid, exit);
+                }
+            }
+        }
+    }
+
+    fn ended(&mut self, i: usize, pid: u32, (success, words): (bool, String)) {
+        JOURNAL.say("service", &format!("{} {words}", self.services[i].name));
+        self.states[i].last_exit = Some(words);
+        if !self.stopping {
+            self.surroundings.cgroups.clear(&self.services[i].name, pid);
+        }
+        self.fall(i, success);
+    }
+
+    /// Stops all services, dependants first; each gets SIGTERM, and SIGKILL when its time is over.
+    async fn stop_all(&mut self, children: &mut tokio::signal::unix::Signal) {
+        self.stopping = true;
+        JOURNAL.say("power", "stopping services");
+        for i in order::stop_order(&self.services) {
+            let Some(pid) = self.states[i].pid else { continue };
+            let _ = kill(Pid::from_raw(pid as i32), Signal::SIGTERM);
+            let deadline = tokio::time::Instant::now() + STOP_PATIENCE;
+            while self.states[i].pid.is_some() {
+                if tokio::time::timeout_at(deadline, children.recv()).await.is_err() {
+                    JOURNAL.say("power", &format!("{} does not stop: killed", self.services[i].name));
+                    let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+                    let _ = tokio::time::timeout(Duration::from_secs(2), children.recv()).await;
+                    self.reap();
+                    break;
+                }
+                self.reap();
+            }
+            self.surroundings.cgroups.kill(&self.services[i].name);
+        }
+    }
+}
+
+fn reap_one(pid: Option<u32>) -> Option<(u32, (bool, String))> {
+    match waitpid(pid.map(|p| Pid::from_raw(p as i32)), Some(WaitPidFlag::WNOHANG)) {
+        Ok(WaitStatus::Exited(pid, code)) => {
+            Some((pid.as_raw() as u32, (code == 0, format!("ended with exit code {code}"))))
+        }
+        Ok(WaitStatus::Signaled(pid, signal, _)) => {
+            Some((pid.as_raw() as u32, (false, format!("was ended by {}", signal.as_str()))))
+        }
+        _ => None,
+    }
+}
+
+/// Looks for a ready path, at first often, then every second.
+async fn wait_ready(path: PathBuf, service: usize, pid: u32, events: mpsc::UnboundedSender<Event>) {
+    let mut pause = Duration::from_millis(10);
+    while tokio::fs::symlink_metadata(&path).await.is_err() {
+        tokio::time::sleep(pause).await;
+        pause = (pause * 5 / 4).min(Duration::from_secs(1));
+    }
+    let _ = events.send(Event::Ready(service, pid));
+}
+
+/// Carries a service's output into the journal, line by line, until its last holder closes it.
+async fn carry_output(service: String, output: std::os::fd::OwnedFd, show: bool) {
+    let Ok(pipe) = tokio::net::unix::pipe::Receiver::from_owned_fd(output) else { return };
+    let mut reader = BufReader::with_capacity(LONGEST_LINE, pipe);
+    let mut line = Vec::new();
+    loop {
+        let (taken, complete) = match reader.fill_buf().await {
+            Ok([]) | Err(_) => return,
+            Ok(bytes) => match bytes.iter().position(|&b| b == b'\n') {
+                Some(at) => {
+                    line.extend_from_slice(&bytes[..at]);
+                    (at + 1, true)
+                }
+                None => {
+                    line.extend_from_slice(bytes);
+                    (bytes.len(), line.len() >= LONGEST_LINE)
+                }
+            },
+        };
+        reader.consume(taken);
+        if complete {
+            JOURNAL.output(&service, &String::from_utf8_lossy(&line), show);
+            line.clear();
+        }
+    }
+}
+
+/// Notes that all services are up.
+pub fn note_up(count: usize) {
+    JOURNAL.reached(Stage::Services, &format!("{count} services are up"));
+}
+
+#[cfg(test)]
+#[path = "supervisor_tests.rs"]
+mod tests;

@@ -1,0 +1,244 @@
+//! The kernel calls that no safe crate wraps: modules, loop devices, device-mapper, Wake-on-LAN, and the steps between fork
+//! and exec. The crate's only unsafe code; everything else passes plain values in and gets plain values out.
+#![allow(unsafe_code)] // ioctl and finit_module take raw pointers; pre_exec runs in a forked child.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::{
+        fd::{AsRawFd, RawFd},
+        unix::process::CommandExt,
+    },
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use nix::{
+    errno::Errno,
+    sys::time::TimeSpec,
+    time::{ClockId, clock_gettime, clock_settime},
+};
+
+/// Milliseconds since the kernel started, suspend included.
+pub fn boottime_ms() -> u64 {
+    clock_gettime(ClockId::CLOCK_BOOTTIME)
+        .map(|t| t.tv_sec() as u64 * 1000 + t.tv_nsec() as u64 / 1_000_000)
+        .unwrap_or_default()
+}
+
+/// Milliseconds since the epoch, by this machine's clock.
+pub fn realtime_ms() -> i64 {
+    clock_gettime(ClockId::CLOCK_REALTIME)
+        .map(|t| t.tv_sec() * 1000 + t.tv_nsec() / 1_000_000)
+        .unwrap_or_default()
+}
+
+/// Sets the wall clock, in milliseconds since the epoch.
+pub fn set_realtime_ms(ms: i64) -> io::Result<()> {
+    let time = TimeSpec::new(ms.div_euclid(1000), ms.rem_euclid(1000) * 1_000_000);
+    Ok(clock_settime(ClockId::CLOCK_REALTIME, time)?)
+}
+
+/// `finit_module(2)` without parameters.
+pub fn load_module(file: &File, compressed: bool) -> io::Result<()> {
+    const MODULE_INIT_COMPRESSED_FILE: libc::c_int = 4;
+    let flags = if compressed { MODULE_INIT_COMPRESSED_FILE } else { 0 };
+    // SAFETY: the descriptor is open for the call, the parameter string is a constant.
+    let rc = unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), flags) };
+    Errno::result(rc)?;
+    Ok(())
+}
+
+fn ioctl(fd: RawFd, request: u64, argument: *mut libc::c_void) -> io::Result<i32> {
+    // SAFETY: every caller in this module passes what `request` documents: a buffer that lives through the call, or a plain
+    // number in the pointer's place.
+    let rc = unsafe { libc::ioctl(fd, request as libc::Ioctl, argument) };
+    Ok(Errno::result(rc)?)
+}
+
+/// Puts a file behind a free loop device, read-only; the device goes away with its last user. Returns its
+/// path, and a descriptor to keep until another user has it open.
+///
+/// `linux/loop.h`: `struct loop_config` is fd, block size, `struct loop_info64` (232 bytes), 64 reserved bytes.
+pub fn attach_loop(dev: &Path, backing: &File, block_size: u32) -> io::Result<(PathBuf, File)> {
+    const LOOP_CTL_GET_FREE: u64 = 0x4C82;
+    const LOOP_CONFIGURE: u64 = 0x4C0A;
+    const LO_FLAGS_READ_ONLY: u32 = 1;
+    const LO_FLAGS_AUTOCLEAR: u32 = 4;
+    const FLAGS_AT: usize = 15; // in 32-bit words: after fd, block size, five u64 and three u32
+    let control = OpenOptions::new().read(true).write(true).open(dev.join("loop-control"))?;
+    loop {
+        let number = ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE, std::ptr::null_mut())?;
+        let path = dev.join(format!("loop{number}"));
+        let device = OpenOptions::new().read(true).open(&path)?;
+        let mut config = [0u32; 304 / 4];
+        config[0] = backing.as_raw_fd() as u32;
+        config[1] = block_size;
+        config[FLAGS_AT] = LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR;
+        match ioctl(device.as_raw_fd(), LOOP_CONFIGURE, config.as_mut_ptr().cast()) {
+            // Another process took this number in between.
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => continue,
+            Err(e) => return Err(e),
+            Ok(_) => {
+                return Ok((path, device));
+            }
+        }
+    }
+}
+
+/// Creates a read-only device-mapper device with one target over the whole of it and starts it. Returns its path.
+///
+/// `linux/dm-ioctl.h`: `struct dm_ioctl` is 312 bytes, then `struct dm_target_spec` (40 bytes), then the parameters.
+pub fn create_mapping(
+    dev: &Path,
+    name: &str,
+    target: &str,
+    sectors: u64,
+    parameters: &str,
+) -> io::Result<PathBuf> {
+    const DEV_CREATE: u64 = 3;
+    const DEV_SUSPEND: u64 = 6; // without the suspend flag: resume
+    const TABLE_LOAD: u64 = 9;
+    const SPEC: usize = 40;
+    if name.len() > 100 || target.len() > 15 || parameters.len() > 8192 {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    let control = OpenOptions::new().read(true).write(true).open(dev.join("mapper/control"))?;
+    let number = MappingRequest::new(name, 0).send(&control, DEV_CREATE)?;
+    let mut table = MappingRequest::new(name, SPEC + parameters.len() + 1);
+    table.put(20, &1u32.to_le_bytes());
+    let spec = MappingRequest::HEADER;
+    table.put(spec + 8, &sectors.to_le_bytes());
+    table.put(spec + 24, target.as_bytes());
+    table.put(spec + SPEC, parameters.as_bytes());
+    table.send(&control, TABLE_LOAD)?;
+    MappingRequest::new(name, 0).send(&control, DEV_SUSPEND)?;
+    let minor = (number & 0xff) | ((number >> 12) & 0xf_ff00);
+    Ok(dev.join(format!("dm-{minor}")))
+}
+
+/// Removes a device-mapper device by name.
+pub fn remove_mapping(dev: &Path, name: &str) -> io::Result<()> {
+    const DEV_REMOVE: u64 = 4;
+    let control = OpenOptions::new().read(true).write(true).open(dev.join("mapper/control"))?;
+    let mut request = MappingRequest::new(name, 0);
+    request.send(&control, DEV_REMOVE).map(drop)
+}
+
+/// `struct dm_ioctl` and what follows it, as 64-bit words.
+struct MappingRequest(Vec<u64>);
+
+impl MappingRequest {
+    const HEADER: usize = 312;
+
+    fn new(name: &str, after: usize) -> Self {
+        const READONLY: u32 = 1;
+        let size = (Self::HEADER + after).next_multiple_of(8);
+        let mut request = MappingRequest(vec![0; size / 8]);
+        request.put(0, &4u32.to_le_bytes()); // interface version 4.0.0
+        request.put(12, &(size as u32).to_le_bytes());
+        request.put(16, &(Self::HEADER as u32).to_le_bytes());
+        request.put(28, &READONLY.to_le_bytes());
+        request.put(48, name.as_bytes());
+        request
+    }
+
+    fn put(&mut self, at: usize, bytes: &[u8]) {
+        for (i, byte) in (at..).zip(bytes) {
+            self.0[i / 8] |= u64::from(*byte) << (8 * (i % 8));
+        }
+    }
+
+    /// Sends the request; returns the device number of the answer.
+    fn send(&mut self, control: &File, command: u64) -> io::Result<u64> {
+        let request = 0xC000_0000 | ((Self::HEADER as u64) << 16) | 0xFD00 | command;
+        ioctl(control.as_raw_fd(), request, self.0.as_mut_ptr().cast())?;
+        Ok(self.0[5]) // dev, at byte 40
+    }
+}
+
+/// What a port says about Wake-on-LAN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WakeOnLan {
+    /// The hardware can wake on a magic packet.
+    pub supported: bool,
+    /// It will.
+    pub armed: bool,
+}
+
+const WAKE_MAGIC: u32 = 1 << 5;
+
+/// Reads a port's Wake-on-LAN setting (`ETHTOOL_GWOL`).
+pub fn wake_on_lan(interface: &str) -> io::Result<WakeOnLan> {
+    const ETHTOOL_GWOL: u32 = 5;
+    let [_, supported, options, ..] = ethtool(interface, [ETHTOOL_GWOL, 0, 0, 0, 0])?;
+    Ok(WakeOnLan { supported: supported & WAKE_MAGIC != 0, armed: options & WAKE_MAGIC != 0 })
+}
+
+/// Arms Wake-on-LAN by magic packet (`ETHTOOL_SWOL`).
+pub fn arm_wake_on_lan(interface: &str) -> io::Result<()> {
+    const ETHTOOL_SWOL: u32 = 6;
+    ethtool(interface, [ETHTOOL_SWOL, 0, WAKE_MAGIC, 0, 0]).map(drop)
+}
+
+/// `struct ethtool_wolinfo`: command, supported, options, six bytes of password.
+fn ethtool(interface: &str, mut info: [u32; 5]) -> io::Result<[u32; 5]> {
+    const SIOCETHTOOL: u64 = 0x8946;
+    #[repr(C)]
+    struct Request {
+        name: [u8; 16],
+        data: *mut libc::c_void,
+        rest: [u64; 2],
+    }
+    let mut name = [0; 16];
+    if interface.len() >= name.len() || interface.is_empty() {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    name[..interface.len()].copy_from_slice(interface.as_bytes());
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    let mut request = Request { name, data: info.as_mut_ptr().cast(), rest: [0; 2] };
+    ioctl(socket.as_raw_fd(), SIOCETHTOOL, (&raw mut request).cast())?;
+    Ok(info)
+}
+
+/// What a service's process becomes between fork and exec.
+#[derive(Debug, Default)]
+pub struct Birth {
+    /// An open `cgroup.procs` to join.
+    pub cgroup: Option<File>,
+    /// Standard input is a terminal: make it the controlling one.
+    pub terminal: bool,
+    /// User, group and supplementary groups; stays root without.
+    pub user: Option<(u32, u32, Vec<u32>)>,
+    /// Directory that becomes its root.
+    pub root: Option<std::ffi::CString>,
+}
+
+/// Arranges for `command` to start in its own session, as `birth` says.
+pub fn prepare(command: &mut Command, birth: Birth) {
+    let steps = move || -> io::Result<()> {
+        if let Some(procs) = &birth.cgroup {
+            // SAFETY: write(2) of a constant to an open descriptor; nothing is allocated.
+            Errno::result(unsafe { libc::write(procs.as_raw_fd(), c"0".as_ptr().cast(), 1) })?;
+        }
+        // SAFETY: plain system calls with values that were prepared before the fork.
+        unsafe {
+            Errno::result(libc::setsid())?;
+            if let Some(root) = &birth.root {
+                Errno::result(libc::chroot(root.as_ptr()))?;
+                Errno::result(libc::chdir(c"/".as_ptr()))?;
+            }
+            if birth.terminal {
+                Errno::result(libc::ioctl(0, libc::TIOCSCTTY, 1))?;
+            }
+            if let Some((uid, gid, groups)) = &birth.user {
+                Errno::result(libc::setgroups(groups.len(), groups.as_ptr()))?;
+                Errno::result(libc::setgid(*gid))?;
+                Errno::result(libc::setuid(*uid))?;
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: the closure makes system calls only: no allocation, no locks.
+    unsafe { command.pre_exec(steps) };
+}
