@@ -18,12 +18,12 @@ type Raw = *mut c_void;
 
 /// Why the library can't be used.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[allow(dead_code, reason = "the static and the dynamic build each make some of them")]
 pub enum LibraryError {
     /// This program can't load libraries at all.
     #[error(
         "this rcuda-server is linked statically and can't load {0}; use the dynamic build, or --software"
     )]
-    #[allow(dead_code, reason = "made by the static build only")]
     Static(String),
     /// The path is not absolute: the loader would search for it.
     #[error("{0} is no absolute path")]

@@ -18,6 +18,9 @@ pub const NAME: &str = "labshift software device";
 /// Compute capability whose instructions the subset is taken from.
 pub const CAPABILITY: [u32; 2] = [7, 0];
 
+/// Instructions of one launch: hours. A client that leaves ends its kernel at once, however long it still has.
+const STEP_LIMIT: u64 = 1 << 40;
+
 #[derive(Debug)]
 struct LoadedModule {
     kernels: Vec<KernelCode>,
@@ -53,7 +56,7 @@ impl From<Fault> for DeviceError {
             Cause::Memory(_) | Cause::Window { .. } => Status::IllegalAddress,
             Cause::Misaligned { .. } => Status::MisalignedAddress,
             Cause::Trap => Status::LaunchFailed,
-            Cause::Deadlock => Status::LaunchTimeout,
+            Cause::Deadlock | Cause::StepLimit => Status::LaunchTimeout,
         };
         Self::new(status, fault.to_string())
     }
@@ -251,6 +254,7 @@ impl Device for SoftwareDevice {
             grid,
             block,
             dynamic_shared: shared_bytes,
+            step_limit: STEP_LIMIT,
         };
         Ok(machine::run(run, &mut self.memory)?)
     }

@@ -29,6 +29,9 @@ impl Block<'_, '_> {
         let kernel = self.launch.kernel;
         while let Some(instruction) = kernel.code.get(self.next[thread]) {
             self.steps += 1;
+            if self.steps > self.launch.step_limit {
+                return Err(Cause::StepLimit);
+            }
             if let Some((register, negated)) = instruction.guard
                 && (self.get(thread, register) & 1 == 1) == negated
             {

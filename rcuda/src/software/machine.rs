@@ -38,6 +38,8 @@ pub struct Grid<'k> {
     pub block: [u32; 3],
     /// Bytes of dynamic shared memory.
     pub dynamic_shared: u32,
+    /// Instructions that all threads together may run.
+    pub step_limit: u64,
 }
 
 /// Why a kernel stopped.
@@ -88,6 +90,9 @@ pub enum Cause {
     /// Everybody waits.
     #[error("waits for threads that never come")]
     Deadlock,
+    /// Too many instructions.
+    #[error("the launch ran for more instructions than one may")]
+    StepLimit,
 }
 
 /// What a thread does next.

@@ -13,5 +13,5 @@
 pub mod alu;
 pub mod device;
 mod lane;
-mod machine;
+pub mod machine;
 pub mod memory;
