@@ -3,6 +3,7 @@
 //! ```text
 //!   firmware          server                                      asks / tells
 //!   DISCOVER   -----> dhcp   address, and what to load            Directory: who is this, what does it boot?
+//!   ICMPv6 RS  -----> solicitation   no router here: don't wait
 //!   RRQ        -----> tftp   loader or UKI                        Journal: what was offered, sent, broken
 //!   iPXE GET   -----> http   script, kernel, initrd               store: manifest and files of a generation
 //!   init GET   -----> http   answer, root; POST reports
@@ -25,6 +26,7 @@ pub mod dhcp;
 mod http;
 mod plane;
 pub mod script;
+mod solicitation;
 pub mod store;
 pub mod tftp;
 

@@ -28,7 +28,7 @@ use crate::{
         reply::{CLIENT_PORT, SERVER_PORT},
         socket::{Server as DhcpServer, Sockets},
     },
-    http,
+    http, solicitation,
     tftp::server::Server as TftpServer,
 };
 
@@ -103,6 +103,7 @@ struct Dhcp {
     port: UdpSocket,
     boot_server: UdpSocket,
     overheard: Option<UdpSocket>,
+    solicitations: Option<UdpSocket>,
     leases: Leases,
     ledger: Ledger,
 }
@@ -130,8 +131,13 @@ impl BootPlane {
                 let overheard = open(&config, any, CLIENT_PORT, true)
                     .inspect_err(|e| tracing::warn!("other DHCP servers will not be noticed: {e}"))
                     .ok();
+                let solicitations = solicitation::open(&config.interface, interface)
+                    .inspect_err(|e| tracing::info!("iPXE will wait 16 s for IPv6 routers ({e})"))
+                    .ok()
+                    .filter(|_| config.mode == Mode::Authoritative);
                 let (ledger, entries) = Ledger::open(&config.state)?;
-                Some(Dhcp { port, boot_server, overheard, leases: Leases::from_ledger(entries), ledger })
+                let leases = Leases::from_ledger(entries);
+                Some(Dhcp { port, boot_server, overheard, solicitations, leases, ledger })
             }
         };
         Ok(BootPlane { config: Arc::new(config), directory, journal, interface, tftp, dhcp })
@@ -156,26 +162,25 @@ impl BootPlane {
             mtu: mtu(&self.config.interface).await.unwrap_or(ETHERNET_MTU),
         };
         let tftp_socket = asynchronous(self.tftp)?;
-        let dhcp = match self.dhcp {
-            None => None,
-            Some(parts) => {
-                let sockets = Sockets {
-                    dhcp: asynchronous(parts.port)?,
-                    boot_server: asynchronous(parts.boot_server)?,
-                    overheard: parts.overheard.map(asynchronous).transpose()?,
-                };
-                let (leases, ledger) = (parts.leases, Arc::new(Mutex::new(parts.ledger)));
-                let (config, directory, journal) = (self.config, self.directory, self.journal);
-                let server =
-                    DhcpServer { config, directory, journal, leases, ledger, interface: self.interface };
-                Some((server, sockets))
-            }
-        };
         let dhcp = async move {
-            match dhcp {
-                Some((server, sockets)) => server.run(sockets).await,
-                None => std::future::pending().await,
-            }
+            let Some(parts) = self.dhcp else { return std::future::pending().await };
+            let sockets = Sockets {
+                dhcp: asynchronous(parts.port)?,
+                boot_server: asynchronous(parts.boot_server)?,
+                overheard: parts.overheard.map(asynchronous).transpose()?,
+            };
+            let solicitations = parts.solicitations.map(asynchronous).transpose()?;
+            let (config, directory, journal) = (self.config, self.directory, self.journal);
+            let (leases, ledger) = (parts.leases, Arc::new(Mutex::new(parts.ledger)));
+            let listening = directory.clone();
+            let server = DhcpServer { config, directory, journal, leases, ledger, interface: self.interface };
+            let solicitations = async {
+                match solicitations {
+                    Some(socket) => solicitation::run(socket, listening).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::try_join!(server.run(sockets), solicitations).map(drop)
         };
         tokio::select! {
             ended = tftp.run(tftp_socket) => ended,
