@@ -24,6 +24,7 @@ pub mod facts;
 mod ffi;
 pub mod images;
 pub mod init;
+pub mod kiosk;
 pub mod libvirt;
 pub mod observe;
 pub mod perform;

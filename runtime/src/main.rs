@@ -17,12 +17,13 @@ use labshift_runtime::{
     engine::{Engine, Events, say},
     facts,
     images::Images,
+    kiosk::control::Status as Page,
     libvirt::Hypervisor,
     perform::Performer,
     rcuda::Rcuda,
     record::Records,
     saved::Store,
-    screen::{Page, Screen},
+    screen::Screen,
     status,
 };
 use tokio::{
@@ -75,7 +76,7 @@ impl Default for Run {
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
-        Some(Command::Kiosk { .. }) => Err(anyhow::anyhow!("the kiosk is not part of this build")),
+        Some(Command::Kiosk { arguments }) => return labshift_runtime::kiosk::main(arguments.into_iter()),
         Some(Command::Status { json }) => print_status(json),
         Some(Command::Run(run)) => start(&run),
         None => start(&Run::default()),
@@ -136,8 +137,8 @@ async fn serve(run: &Run, context: NodeContext) -> Result<()> {
     let page = Page {
         node: context.node.clone(),
         mode: "starting".into(),
-        line: Some("Waiting for the server".into()),
-        hint: None,
+        line: "Waiting for the server".into(),
+        hint: String::new(),
     };
     let screen = Screen::spawn(page.clone());
     if let Err(error) = bridge::ensure(&context.network).await {
