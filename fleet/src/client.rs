@@ -1,5 +1,5 @@
 //! The admin API from the other side: what the `labshift` command, the demo and the end-to-end tests speak to a
-//! running server. Blocking, one call at a time; waiting is done on the event stream, never by polling a clock.
+//! running server. Blocking, one call at a time; waiting is done by the server, never by polling a clock.
 
 use std::{
     io::{BufRead, BufReader},
@@ -53,7 +53,7 @@ pub enum ClientError {
         what: String,
         /// The guard.
         guard: Duration,
-        /// The last event that came.
+        /// The fleet at the end.
         last: String,
     },
 }
@@ -131,8 +131,8 @@ impl Client {
         Ok(Events { receive })
     }
 
-    /// Waits until `done` is satisfied by the fleet's status, looking again at every event. `guard` is only
-    /// against hanging for ever.
+    /// Waits until `done` is satisfied by the fleet's status, looking again at every change: the server answers when
+    /// there is one. `guard` is only against hanging for ever.
     pub fn wait_until(
         &self,
         what: &str,
@@ -141,18 +141,14 @@ impl Client {
     ) -> Result<FleetStatus, ClientError> {
         let deadline = Instant::now() + guard;
         let mut status = self.status()?;
-        let events = self.events(status.event)?;
-        let mut last = "nothing".to_owned();
         while !done(&status) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            // Progress within a phase makes no event; two seconds is how stale such a figure may be.
-            if let Ok(event) = events.receive.recv_timeout(left.min(Duration::from_secs(2))) {
-                last = format!("{} {} ({})", event.subject, event.text, event.cause);
-            }
-            if left.is_zero() {
+            if Instant::now() > deadline {
+                let nodes = status.nodes.iter().map(|n| format!("{} is {} ({})", n.name, n.state, n.cause));
+                let guests = status.guests.iter().map(|g| format!("{} is {} ({})", g.name, g.phase, g.cause));
+                let last = nodes.chain(guests).collect::<Vec<_>>().join("; ");
                 return Err(ClientError::HangGuard { what: what.to_owned(), guard, last });
             }
-            status = self.status()?;
+            status = self.get(&format!("{}?newer={}", api::STATUS, status.version))?;
         }
         Ok(status)
     }
@@ -167,11 +163,13 @@ impl Client {
         self.sent(request.timeout(Duration::from_secs(60)))?.json().map_err(|e| self.strange(e))
     }
 
-    fn sent(&self, request: reqwest::blocking::RequestBuilder) -> Result<reqwest::blocking::Response, ClientError> {
-        let response = request.send().map_err(|e| ClientError::Unreachable {
-            server: self.server.clone(),
-            reason: root_cause(&e),
-        })?;
+    fn sent(
+        &self,
+        request: reqwest::blocking::RequestBuilder,
+    ) -> Result<reqwest::blocking::Response, ClientError> {
+        let response = request
+            .send()
+            .map_err(|e| ClientError::Unreachable { server: self.server.clone(), reason: root_cause(&e) })?;
         let status = response.status();
         if status.is_success() {
             return Ok(response);

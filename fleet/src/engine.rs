@@ -269,8 +269,7 @@ impl Engine {
             if !writes.is_empty() {
                 self.shared.registry.run(move |t| records::write(t, &writes)).await?;
             }
-            let status = status::build(self);
-            self.shared.status.send_replace(Arc::new(status));
+            status::publish(&self.shared.status, status::build(self));
             for event in events {
                 let _ = self.shared.events.send(event);
             }
@@ -279,8 +278,7 @@ impl Engine {
             }
         }
         self.publish();
-        let status = status::build(self);
-        self.shared.status.send_replace(Arc::new(status));
+        status::publish(&self.shared.status, status::build(self));
         Ok(())
     }
 

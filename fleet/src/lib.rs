@@ -16,6 +16,7 @@
 
 pub mod api;
 mod boots;
+pub mod client;
 pub mod clock;
 mod dashboard;
 mod directory;

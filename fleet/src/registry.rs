@@ -153,7 +153,8 @@ mod tests {
         assert!(broken.expect_err("no such table").to_string().contains("x.db"));
         drop(registry);
         let registry = Registry::open(&path).expect("opened again");
-        let count = |t: &Transaction<'_>| t.query_row("SELECT count(*) FROM records", [], |r| r.get(0));
+        let count =
+            |t: &Transaction<'_>| t.query_row("SELECT count(*) FROM records", [], |r| r.get::<_, i64>(0));
         assert_eq!(registry.run(count).await.expect("read"), 1_i64, "a failed transaction leaves nothing");
     }
 

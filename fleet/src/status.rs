@@ -1,6 +1,6 @@
 //! The fleet as people and programs see it.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use labshift_model::{
     api::{FleetStatus, GuestView, NodeView, RoomStatus},
@@ -10,6 +10,7 @@ use labshift_plan::{
     fleet::{self, Moment},
     schedule,
 };
+use tokio::sync::watch;
 
 use crate::{clock::Clock, engine::Engine};
 
@@ -22,6 +23,7 @@ pub(crate) fn empty(site: &Site, clock: &Clock) -> FleetStatus {
         now,
         now_real: real,
         manual_clock: clock.is_manual(),
+        version: 0,
         event: 0,
         rooms: vec![],
         nodes: vec![],
@@ -55,6 +57,18 @@ pub(crate) fn build(engine: &Engine) -> FleetStatus {
     status.troubles.extend(rogues.map(|(a, _)| format!("another DHCP server answers on this network: {a}")));
     status.troubles.extend(engine.images.troubles.values().cloned());
     status
+}
+
+/// Publishes a status if it says anything new; the passing of time is not new.
+pub(crate) fn publish(to: &watch::Sender<Arc<FleetStatus>>, mut status: FleetStatus) {
+    to.send_if_modified(|current| {
+        status.version = current.version;
+        let same =
+            FleetStatus { now: current.now, now_real: current.now_real, ..status.clone() } == **current;
+        status.version += u64::from(!same);
+        *current = Arc::new(status);
+        !same
+    });
 }
 
 fn node(engine: &Engine, name: &str) -> Option<NodeView> {

@@ -3,6 +3,7 @@
 //! | request | answer |
 //! |---|---|
 //! | `GET /v1/status` | [`FleetStatus`] |
+//! | `GET /v1/status?newer=VERSION` | the same, once it has changed since that version (or after 20 s) |
 //! | `GET /v1/events?since=ID` | [`Event`]s, one JSON object per line, without end |
 //! | `GET /v1/nodes/NAME/explain` | [`Explanation`] |
 //! | `GET /v1/nodes/NAME/boots` | a list of [`Boot`], newest first |
@@ -104,6 +105,8 @@ pub struct FleetStatus {
     pub now_real: Timestamp,
     /// The clock is moved by hand.
     pub manual_clock: bool,
+    /// Counts changes since the server started; `GET /v1/status?newer=` it waits for the next.
+    pub version: u64,
     /// Number of the newest event; `GET /v1/events?since=` it misses nothing after this status.
     pub event: u64,
     /// Rooms, in the site file's order.

@@ -26,6 +26,8 @@ use crate::{
 
 type Answer<T> = Result<Json<T>, Refused>;
 
+/// How long an answer waits for a change.
+const WAIT: Duration = Duration::from_secs(20);
 /// Events that `explain` shows.
 const HISTORY: usize = 40;
 /// Boots that are listed.
@@ -33,7 +35,21 @@ const BOOTS: usize = 20;
 /// Events read from the registry at a time.
 const BATCH: usize = 256;
 
-pub(super) async fn status(_: Admin, State(shared): State<Arc<Shared>>) -> Json<FleetStatus> {
+#[derive(Deserialize)]
+pub(super) struct Newer {
+    /// Answer when the fleet is not as it was in this version.
+    newer: Option<u64>,
+}
+
+pub(super) async fn status(
+    _: Admin,
+    State(shared): State<Arc<Shared>>,
+    Query(query): Query<Newer>,
+) -> Json<FleetStatus> {
+    if let Some(version) = query.newer {
+        let mut status = shared.status.subscribe();
+        let _ = tokio::time::timeout(WAIT, status.wait_for(|s| s.version != version)).await;
+    }
     Json(FleetStatus::clone(&shared.status.borrow()))
 }
 

@@ -1,0 +1,5 @@
+//! The control plane over real HTTP on loopback: a manual clock, and nodes that speak the real protocol.
+
+mod day;
+mod refusals;
+mod support;
