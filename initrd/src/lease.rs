@@ -53,12 +53,12 @@ struct Asking<'a> {
 
 /// Asks on all ports at once; the first lease wins. `ready` says whether a port has a link: without one nothing is sent, and the
 /// patience of a port starts anew when its link comes. `heard` is told of refused answers.
-pub fn acquire<'a>(
-    ports: &'a [Port],
+pub fn acquire(
+    ports: &[Port],
     patience: Duration,
     ready: impl Fn(&Port) -> bool,
     mut heard: impl FnMut(&Port, &str),
-) -> Result<Option<(&'a Port, Lease)>> {
+) -> Result<Option<(&Port, Lease)>> {
     let begin = Instant::now();
     let mut asking = Vec::new();
     for port in ports {

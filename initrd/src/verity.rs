@@ -56,7 +56,7 @@ impl Shape {
         if block_size as usize != BLOCK {
             return Err(unusable(format!("block size {block_size}, this program reads {BLOCK}")));
         }
-        if data_size == 0 || data_size % BLOCK as u64 != 0 || data_size > 1 << 44 {
+        if data_size == 0 || !data_size.is_multiple_of(BLOCK as u64) || data_size > 1 << 44 {
             return Err(unusable(format!("data size {data_size} is not a sensible multiple of {BLOCK}")));
         }
         let root_hash = hex::decode(root_hash)
