@@ -14,6 +14,7 @@ mod opcode;
 pub mod parser;
 pub mod signature;
 mod statement;
+mod suffix;
 
 use instruction::Instruction;
 use thiserror::Error;

@@ -90,7 +90,7 @@ fn ready(listeners: &[(String, OwnedFd)]) -> Result<Vec<(&str, &OwnedFd)>> {
 
 fn admit(options: &Options, ledger: &Arc<Ledger>, place: &str, socket: OwnedFd) -> Result<()> {
     let Some(slot) = ledger.enter(options.clients).context("entering a client in the ledger")? else {
-        let reason = format!("{} clients are connected, no more are allowed", options.clients);
+        let reason = format!("it serves at most {} at a time, and that many are connected", options.clients);
         eprintln!("rcuda-server: {place}: refused a client: {reason}");
         refuse(socket, &reason);
         return Ok(());
@@ -162,6 +162,7 @@ pub fn probe(library: &Path) -> io::Result<Result<String, String>> {
     Ok(if output.status.success() {
         Ok(text(&output.stdout))
     } else {
-        Err(format!("{} ({})", text(&output.stderr), output.status))
+        let reason = text(&output.stderr);
+        Err(format!("{} ({})", reason.strip_prefix("rcuda-server: ").unwrap_or(&reason), output.status))
     })
 }

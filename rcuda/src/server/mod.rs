@@ -11,6 +11,7 @@
 //! A worker belongs to one client. It has its own user, no new privileges, no core dumps, and dies with its
 //! client or with the server; the kernel and the driver then free whatever it had.
 
+pub mod account;
 pub mod handles;
 pub mod ledger;
 pub mod listener;

@@ -9,8 +9,9 @@
 use std::collections::BTreeMap;
 
 use super::{
+    account::Account,
     handles::Handles,
-    ledger::{DEVICES, Ledger},
+    ledger::DEVICES,
     platform::{Platform, Source},
 };
 use crate::{
@@ -21,23 +22,10 @@ use crate::{
     },
 };
 
-/// Allocations are counted in units of this, as a device hands them out.
-const UNIT: u64 = 512;
 const MAX_ALLOCATIONS: usize = 65_536;
 const MAX_MODULES: usize = 1024;
 const MAX_STREAMS: usize = 1024;
 const MAX_EVENTS: usize = 65_536;
-
-/// What a client may use, and where it is written down.
-#[derive(Debug)]
-pub struct Account {
-    /// Bytes of each device that this client may use; `None` for all.
-    pub limit: Option<u64>,
-    /// Shared with the other workers.
-    pub ledger: Ledger,
-    /// This worker's slot.
-    pub slot: usize,
-}
 
 #[derive(Debug)]
 struct Module {
@@ -46,14 +34,23 @@ struct Module {
     kernels: Vec<Kernel>,
     /// Start addresses of its variables.
     variables: Vec<u64>,
+    /// Bytes that were charged for them.
+    charged: u64,
+}
+
+/// Device memory that the client owns.
+#[derive(Debug, Clone, Copy)]
+struct Range {
+    bytes: u64,
+    /// Part of a module: freed with it, not alone.
+    variable: bool,
 }
 
 struct Opened {
     device: Box<dyn Device>,
     info: DeviceInfo,
-    used: u64,
-    /// Start and bytes of what the client owns.
-    ranges: BTreeMap<u64, u64>,
+    /// By start address.
+    ranges: BTreeMap<u64, Range>,
 }
 
 /// One client's session.
@@ -148,13 +145,14 @@ impl Session {
             Request::Allocate { device, bytes } => self.allocate(device, bytes),
             Request::Free { device, address } => {
                 let opened = self.open(device)?;
-                let Some(bytes) = opened.ranges.get(&address).copied() else {
+                let Some(Range { bytes, variable: false }) = opened.ranges.get(&address).copied() else {
                     let message = format!("nothing of this client is allocated at {address:#x}");
                     return refuse(Status::InvalidValue, message);
                 };
                 opened.device.free(address)?;
                 opened.ranges.remove(&address);
-                self.uncharge(device, bytes)?;
+                let total = opened.info.device_total;
+                self.account.refund(device, bytes, total)?;
                 Ok(Reply::Done {})
             }
             Request::Write { device, address, stream, data }
@@ -258,12 +256,12 @@ impl Session {
 
     fn init(&mut self) -> Outcome<Reply> {
         let mut devices = self.platform()?.devices()?;
-        let totals = self.account.ledger.totals().map_err(ledger_error)?;
+        let totals = self.account.totals()?;
         for (device, used) in devices.iter_mut().zip(totals.used) {
             if device.software {
                 device.device_used = used;
             }
-            device.memory_total = device.device_total.min(self.account.limit.unwrap_or(u64::MAX));
+            device.memory_total = self.account.share(device.device_total);
         }
         Ok(Reply::Devices { devices, clients: totals.clients })
     }
@@ -275,7 +273,7 @@ impl Session {
             }
             let device = self.platform()?.device(ordinal)?;
             let info = device.info();
-            self.opened.insert(ordinal, Opened { device, info, used: 0, ranges: BTreeMap::new() });
+            self.opened.insert(ordinal, Opened { device, info, ranges: BTreeMap::new() });
         }
         self.opened
             .get_mut(&ordinal)
@@ -285,8 +283,8 @@ impl Session {
     /// The device, if the range lies in one allocation of this client.
     fn owned(&mut self, ordinal: Ordinal, address: u64, bytes: u64) -> Outcome<&mut Opened> {
         let opened = self.open(ordinal)?;
-        let holds = opened.ranges.range(..=address).next_back().is_some_and(|(start, size)| {
-            (address - start).checked_add(bytes).is_some_and(|end| end <= *size)
+        let holds = opened.ranges.range(..=address).next_back().is_some_and(|(start, range)| {
+            (address - start).checked_add(bytes).is_some_and(|end| end <= range.bytes)
         });
         if holds {
             return Ok(opened);
@@ -297,66 +295,33 @@ impl Session {
 
     /// Bytes that the client may use in all, and bytes left.
     fn memory(&mut self, ordinal: Ordinal) -> Outcome<(u64, u64)> {
-        let limit = self.account.limit.unwrap_or(u64::MAX);
-        let totals = self.account.ledger.totals().map_err(ledger_error)?;
+        let totals = self.account.totals()?;
         let opened = self.open(ordinal)?;
-        let device_used = match opened.device.used()? {
-            Some(used) => used,
-            None => totals.used[ordinal as usize % DEVICES],
-        };
-        let total = opened.info.device_total.min(limit);
-        let device_free = opened.info.device_total.saturating_sub(device_used);
-        Ok((total, total.saturating_sub(opened.used).min(device_free)))
-    }
-
-    /// Counts bytes against the quota before they are allocated.
-    fn charge(&mut self, ordinal: Ordinal, bytes: u64) -> Outcome<()> {
-        let (total, _) = self.memory(ordinal)?;
-        let opened = self.open(ordinal)?;
-        let before = opened.used;
+        let device_used = opened.device.used()?.unwrap_or(totals.used[ordinal as usize % DEVICES]);
         let device_total = opened.info.device_total;
-        let after = before.checked_add(bytes.div_ceil(UNIT).saturating_mul(UNIT));
-        let Some(after) = after.filter(|after| *after <= total) else {
-            let message =
-                format!("{bytes} bytes are more than the {} left of this client's {total}", total - before);
-            return refuse(Status::OutOfMemory, message);
-        };
-        let slot = self.account.slot;
-        if !self.account.ledger.set_used(slot, ordinal as usize, after, device_total).map_err(ledger_error)? {
-            return refuse(
-                Status::OutOfMemory,
-                format!("other clients use the device; {bytes} bytes are not free"),
-            );
-        }
-        self.open(ordinal)?.used = after;
-        Ok(())
-    }
-
-    fn uncharge(&mut self, ordinal: Ordinal, bytes: u64) -> Outcome<()> {
-        let opened = self.open(ordinal)?;
-        opened.used = opened.used.saturating_sub(bytes.div_ceil(UNIT).saturating_mul(UNIT));
-        let (used, total) = (opened.used, opened.info.device_total);
-        let slot = self.account.slot;
-        self.account.ledger.set_used(slot, ordinal as usize, used, total).map_err(ledger_error)?;
-        Ok(())
+        let share = self.account.share(device_total);
+        let left = share.saturating_sub(self.account.used(ordinal));
+        Ok((share, left.min(device_total.saturating_sub(device_used))))
     }
 
     fn allocate(&mut self, ordinal: Ordinal, bytes: u64) -> Outcome<Reply> {
         if bytes == 0 {
             return refuse(Status::InvalidValue, "an allocation has at least one byte");
         }
-        if self.open(ordinal)?.ranges.len() >= MAX_ALLOCATIONS {
+        let opened = self.open(ordinal)?;
+        let total = opened.info.device_total;
+        if opened.ranges.len() >= MAX_ALLOCATIONS {
             return refuse(Status::OutOfMemory, format!("{MAX_ALLOCATIONS} allocations are in use"));
         }
-        self.charge(ordinal, bytes)?;
+        self.account.charge(ordinal, bytes, total)?;
         let opened = self.open(ordinal)?;
         match opened.device.allocate(bytes) {
             Ok(address) => {
-                opened.ranges.insert(address, bytes);
+                opened.ranges.insert(address, Range { bytes, variable: false });
                 Ok(Reply::Address { address })
             }
             Err(error) => {
-                self.uncharge(ordinal, bytes)?;
+                self.account.refund(ordinal, bytes, total)?;
                 Err(error)
             }
         }
@@ -370,26 +335,27 @@ impl Session {
                 format!("a module of {} bytes exceeds {MAX_MODULE}", ptx.len()),
             );
         }
-        let bytes = self.open(ordinal)?.device.module_bytes(ptx)?;
-        self.charge(ordinal, bytes)?;
+        let opened = self.open(ordinal)?;
+        let total = opened.info.device_total;
+        let charged = opened.device.module_bytes(ptx)?;
+        self.account.charge(ordinal, charged, total)?;
         let opened = self.open(ordinal)?;
         let loaded = match opened.device.load(ptx) {
             Ok(loaded) => loaded,
             Err(error) => {
-                self.uncharge(ordinal, bytes)?;
+                self.account.refund(ordinal, charged, total)?;
                 return Err(error);
             }
         };
-        opened.ranges.extend(loaded.symbols.iter().map(|s| (s.address, s.bytes)));
-        // What was charged before loading came from the text; what counts is what is there.
-        let real = loaded.symbols.iter().map(|s| s.bytes).sum();
-        self.uncharge(ordinal, bytes)?;
-        self.charge(ordinal, real)?;
+        for symbol in &loaded.symbols {
+            opened.ranges.insert(symbol.address, Range { bytes: symbol.bytes, variable: true });
+        }
         let module = self.modules.insert(Module {
             device: ordinal,
             id: loaded.module,
             kernels: loaded.kernels.clone(),
             variables: loaded.symbols.iter().map(|s| s.address).collect(),
+            charged,
         });
         Ok(Reply::Module { module, kernels: loaded.kernels, symbols: loaded.symbols })
     }
@@ -401,8 +367,11 @@ impl Session {
         let module = self.modules.remove(handle)?;
         let opened = self.open(ordinal)?;
         opened.device.unload(module.id)?;
-        let bytes = module.variables.iter().filter_map(|start| opened.ranges.remove(start)).sum();
-        self.uncharge(ordinal, bytes)?;
+        for start in &module.variables {
+            opened.ranges.remove(start);
+        }
+        let total = opened.info.device_total;
+        self.account.refund(ordinal, module.charged, total)?;
         Ok(Reply::Done {})
     }
 
@@ -450,6 +419,105 @@ fn on_device((owner, id): (Ordinal, Id), device: Ordinal) -> Outcome<Id> {
     if owner == device { Ok(id) } else { refuse(Status::InvalidHandle, "that was made on another device") }
 }
 
-fn ledger_error(error: std::io::Error) -> DeviceError {
-    DeviceError::new(Status::Other(999), format!("the server's ledger can't be used: {error}"))
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{selftest::VECTOR_ADD, server::ledger::Ledger, wire::codec::Wire};
+
+    const TOTAL: u64 = 1 << 20;
+
+    fn session() -> std::io::Result<Session> {
+        let ledger = Ledger::create()?;
+        let slot = ledger.enter(1)?.unwrap_or(0);
+        let account = Account::new(Some(TOTAL / 2), ledger, slot);
+        Ok(Session::new(Source::Software { total: TOTAL }, account, 1))
+    }
+
+    /// A client that made one of everything, and requests that name these things.
+    fn seeds(session: &mut Session) -> Vec<Request> {
+        let device = 0;
+        let Some(Reply::Address { address }) = session.handle(Request::Allocate { device, bytes: 4096 })
+        else {
+            panic!("no memory")
+        };
+        let load = Request::LoadModule { device, ptx: VECTOR_ADD.into() };
+        let Some(Reply::Module { module, .. }) = session.handle(load.clone()) else { panic!("no module") };
+        let mut make = |request| match session.handle(request) {
+            Some(Reply::Created { handle }) => handle,
+            other => panic!("{other:?}"),
+        };
+        let (stream, event) = (make(Request::CreateStream { device }), make(Request::CreateEvent { device }));
+        let mut parameters: Vec<u8> = [address; 3].iter().flat_map(|a| a.to_le_bytes()).collect();
+        parameters.extend_from_slice(&64u32.to_le_bytes());
+        let (grid, block) = ([2, 1, 1], [32, 1, 1]);
+        let parameters = Bytes(parameters);
+        let launch = Launch { device, module, kernel: 0, grid, block, shared_bytes: 0, stream, parameters };
+        vec![
+            Request::Init {},
+            Request::MemoryInfo { device },
+            Request::Allocate { device, bytes: 4096 },
+            Request::Free { device, address },
+            Request::Write { device, address, stream, data: Bytes(vec![7; 64]) },
+            Request::PostWrite { device, address, stream, data: Bytes(vec![7; 64]) },
+            Request::Read { device, address, stream, bytes: 64 },
+            Request::Copy { device, to: address, from: address + 64, bytes: 64, stream },
+            Request::Fill { device, address, value: 7, width: 4, count: 16, stream },
+            load,
+            Request::UnloadModule { device, module },
+            Request::Launch { launch },
+            Request::Synchronize { device },
+            Request::CreateStream { device },
+            Request::DestroyStream { device, stream },
+            Request::QueryStream { device, stream },
+            Request::CreateEvent { device },
+            Request::RecordEvent { device, event, stream },
+            Request::SynchronizeEvent { device, event },
+            Request::ElapsedTime { device, start: event, end: event },
+            Request::DestroyEvent { device, event },
+        ]
+    }
+
+    /// Whatever a client sends, its worker answers or refuses, and the quota holds.
+    #[test]
+    fn hostile_requests_get_an_answer() -> std::io::Result<()> {
+        let mut state = 0x9e37_79b9_7f4a_7c15u64;
+        let mut below = |bound: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state % bound as u64) as usize
+        };
+        let mut done = 0;
+        for _ in 0..200 {
+            let mut session = session()?;
+            let seeds = seeds(&mut session);
+            for _ in 0..200 {
+                let mut bytes = Vec::new();
+                seeds[below(seeds.len())].put(&mut bytes);
+                for _ in 0..below(3) {
+                    // Behind the tag: what the request says changes, more than which one it is.
+                    let at = 2.min(bytes.len() - 1) + below(bytes.len().saturating_sub(2).max(1));
+                    let at = at.min(bytes.len() - 1);
+                    bytes[at] ^= 1 << below(8);
+                }
+                let Ok(request) = Request::from_bytes(&bytes) else { continue };
+                // A grid of billions is legal, and would take its time.
+                if let Request::Launch { launch } = &request
+                    && launch.grid.iter().map(|n| u64::from(*n)).product::<u64>() > 1000
+                {
+                    continue;
+                }
+                let posted = request.is_posted();
+                let reply = session.handle(request);
+                assert_eq!(reply.is_none(), posted);
+                done += usize::from(!matches!(reply, Some(Reply::Failed { .. })));
+                let ranges = session.opened.values().flat_map(|opened| opened.ranges.values());
+                let owned: u64 = ranges.map(|range| range.bytes).sum();
+                let used = session.account.used(0);
+                assert!(owned <= used && used <= TOTAL / 2, "{owned} bytes owned, {used} counted");
+            }
+        }
+        assert!(done > 5000, "the loop must reach the device: {done}");
+        Ok(())
+    }
 }

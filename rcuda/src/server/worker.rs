@@ -22,11 +22,7 @@ use nix::{
     unistd::{Gid, Uid, alarm, dup2_stdin, dup2_stdout, getppid, setgid, setgroups, setuid},
 };
 
-use super::{
-    ledger::Ledger,
-    platform::Source,
-    session::{Account, Session},
-};
+use super::{account::Account, ledger::Ledger, platform::Source, session::Session};
 use crate::wire::{
     endpoint::Connection,
     frame::{self, WireError},
@@ -92,7 +88,7 @@ pub fn run(arguments: &WorkerArguments) -> Result<ExitCode> {
     connection.set_timeout(Duration::ZERO).context("lifting the time limit")?;
     watch(&connection)?;
 
-    let account = Account { limit: arguments.limit, ledger, slot: arguments.slot };
+    let account = Account::new(arguments.limit, ledger, arguments.slot);
     let mut session = Session::new(arguments.source(), account, RandomState::new().hash_one(arguments.slot));
     loop {
         let request: Request = match frame::receive(&mut connection) {

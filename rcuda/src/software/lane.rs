@@ -2,6 +2,7 @@
 
 use super::{
     alu,
+    convert::convert,
     machine::{Block, Cause, State, WARP, dynamic_base},
     memory::LOWEST,
 };
@@ -148,7 +149,7 @@ impl Block<'_, '_> {
             }
             Operation::Select { d, a, b, p } => (*d, if value(p) & 1 == 1 { value(a) } else { value(b) }),
             Operation::Convert { to, from, rounding, finish, d, a } => {
-                let converted = alu::convert(*to, *from, *rounding, value(a), *finish);
+                let converted = convert(*to, *from, *rounding, value(a), *finish);
                 // The destination may be wider than the type: a signed value keeps its sign there.
                 (*d, if to.is_signed() { alu::signed(*to, converted) as u64 } else { converted })
             }

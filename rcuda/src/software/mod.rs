@@ -11,6 +11,7 @@
 //! other. So the results of a correct program are those of a GPU, in an order that is always the same.
 
 pub mod alu;
+pub mod convert;
 pub mod device;
 mod lane;
 pub mod machine;

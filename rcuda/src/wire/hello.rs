@@ -153,7 +153,9 @@ mod tests {
 
     #[test]
     fn round_trip() {
-        for hello in [Hello::ours(), Hello::refuse("64 clients are connected, no more are allowed")] {
+        for hello in
+            [Hello::ours(), Hello::refuse("it serves at most 64 at a time, and that many are connected")]
+        {
             assert_eq!(through(&hello), Ok(hello));
         }
     }
