@@ -1,5 +1,6 @@
 //! The control plane over real HTTP on loopback: a manual clock, and nodes that speak the real protocol.
 
+mod dashboard;
 mod day;
 mod refusals;
 mod support;
