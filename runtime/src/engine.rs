@@ -28,9 +28,10 @@ use crate::{
     bridge,
     channel::{Incoming, Outgoing},
     clock::{Clock, since_boot},
-    console, observe,
+    console,
+    kiosk::control::Status as Page,
+    observe,
     perform::Performer,
-    screen::Page,
     status,
     timeline::Timeline,
 };
@@ -234,7 +235,9 @@ impl Engine {
         if !self.leaving {
             self.advance(&plan, &desired, now);
         }
-        if let Some(done) = self.timeline.look(&plan, self.clock.now(), now) {
+        // What a step does may be seen before the step is over; the mode is reached when both are true.
+        let busy = self.running.as_ref().is_some_and(|r| !plan.afterwards.contains(&r.step));
+        if let Some(done) = self.timeline.look(&plan, busy, self.clock.now(), now) {
             let seconds = done.took_ms as f64 / 1000.0;
             let phases: Vec<String> = done
                 .phases
@@ -264,7 +267,7 @@ impl Engine {
             self.timeline.end(now);
         }
         let Some(step) = next.cloned() else { return };
-        self.timeline.look(plan, self.clock.now(), now);
+        self.timeline.look(plan, true, self.clock.now(), now);
         if !plan.steps.is_empty() {
             self.timeline.begin(&step, now);
         }
@@ -348,8 +351,8 @@ impl Engine {
         let page = Page {
             node: self.performer.context.node.clone(),
             mode: plan.mode.to_string(),
-            line: Some(line),
-            hint: trouble.or_else(|| Some(plan.cause.clone())),
+            line,
+            hint: trouble.unwrap_or_else(|| plan.cause.clone()),
         };
         if page != self.page {
             self.page = page.clone();

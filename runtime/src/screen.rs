@@ -20,26 +20,16 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::clock::since_boot;
-use kiosk::{Command, Event, Kiosk};
+use crate::{
+    clock::since_boot,
+    kiosk::control::{Command, Event, Status},
+};
+use kiosk::Kiosk;
 
 /// From the connection to the first whole picture.
 const PATIENCE: Duration = Duration::from_secs(90);
 /// Between the end of a kiosk and the start of the next.
 const RESTART_AFTER: Duration = Duration::from_secs(1);
-
-/// What the status page says.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Page {
-    /// Host name.
-    pub node: String,
-    /// Mode, or the mode that is coming.
-    pub mode: String,
-    /// One line below it.
-    pub line: Option<String>,
-    /// A smaller one.
-    pub hint: Option<String>,
-}
 
 /// What is known of the screen.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -54,7 +44,7 @@ pub struct State {
 }
 
 enum Request {
-    Page(Page),
+    Page(Status),
     Guest { name: String, socket: OwnedFd, reply: oneshot::Sender<Result<(), String>> },
     Hide,
     Warning(Option<String>),
@@ -69,7 +59,7 @@ pub struct Screen {
 
 impl Screen {
     /// Starts the task that owns the kiosk; `page` is its first status.
-    pub fn spawn(page: Page) -> Self {
+    pub fn spawn(page: Status) -> Self {
         let (requests, receiver) = mpsc::channel(8);
         let (state, watched) = watch::channel(State::default());
         tokio::spawn(Owner { page, warning: None, pending: None, state }.run(receiver));
@@ -82,7 +72,7 @@ impl Screen {
     }
 
     /// Sets the status page; it is seen while no guest is shown.
-    pub async fn set_page(&self, page: Page) {
+    pub async fn set_page(&self, page: Status) {
         // Without the task there is no screen, and nothing to tell.
         let _ = self.requests.send(Request::Page(page)).await;
     }
@@ -111,7 +101,7 @@ impl Screen {
 }
 
 struct Owner {
-    page: Page,
+    page: Status,
     warning: Option<String>,
     /// A guest whose first picture is awaited.
     pending: Option<(String, oneshot::Sender<Result<(), String>>)>,
@@ -150,12 +140,12 @@ impl Owner {
                         // The status command drops the guest's connection; while one is shown the page is only kept.
                         self.page = page;
                         if self.state.borrow().shows == plan::Screen::Status && self.pending.is_none() {
-                            kiosk.send(&Command::status(&self.page));
+                            kiosk.send(&Command::Status(self.page.clone()));
                         }
                     }
                     Request::Hide => {
                         self.lost("the screen is given back");
-                        kiosk.send(&Command::status(&self.page));
+                        kiosk.send(&Command::Status(self.page.clone()));
                     }
                     Request::Warning(text) => {
                         self.warning = text;
@@ -202,7 +192,7 @@ impl Owner {
             Event::Closed { reason } => {
                 tracing::info!(reason, "the guest's picture is gone");
                 self.lost(&reason);
-                kiosk.send(&Command::status(&self.page));
+                kiosk.send(&Command::Status(self.page.clone()));
             }
             Event::Trouble { reason } => tracing::warn!(reason, "kiosk"),
         }

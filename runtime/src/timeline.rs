@@ -34,8 +34,14 @@ impl Timeline {
     }
 
     /// Looks at a new plan; `now` is the server's clock, `at` the time since boot. Returns the change that this
-    /// plan completes.
-    pub fn look(&mut self, plan: &Plan, now: Timestamp, at: Duration) -> Option<&CompletedTransition> {
+    /// plan completes; none while a step of it is still `busy`.
+    pub fn look(
+        &mut self,
+        plan: &Plan,
+        busy: bool,
+        now: Timestamp,
+        at: Duration,
+    ) -> Option<&CompletedTransition> {
         if self.mode == Some(plan.mode) && self.change.is_none() {
             return None;
         }
@@ -46,7 +52,7 @@ impl Timeline {
         }
         let change = self.change.as_mut()?;
         change.left = plan.steps.len();
-        if !plan.reached() {
+        if busy || !plan.reached() {
             return None;
         }
         let change = self.change.take()?;
@@ -121,28 +127,28 @@ mod tests {
         let mut timeline = Timeline::default();
         let (now, at) = (Timestamp::UNIX_EPOCH, Duration::from_secs);
         let way = vec![Step::EnsureBridge, start()];
-        assert!(timeline.look(&plan(Mode::Desktop, way.clone()), now, at(10)).is_none());
+        assert!(timeline.look(&plan(Mode::Desktop, way.clone()), false, now, at(10)).is_none());
         timeline.begin(&way[0], at(10));
         let transition = timeline.transition(at(11)).unwrap();
         assert_eq!((transition.from, transition.to, transition.elapsed_ms), (None, Mode::Desktop, 1000));
         assert_eq!((transition.done, transition.total), (0, 2));
         assert_eq!(transition.phase, "setting up the bridge");
         timeline.end(at(12));
-        timeline.look(&plan(Mode::Desktop, way[1..].to_vec()), now, at(12));
+        timeline.look(&plan(Mode::Desktop, way[1..].to_vec()), false, now, at(12));
         assert_eq!(timeline.transition(at(12)).unwrap().total, 2);
         timeline.begin(&way[1], at(12));
         timeline.end(at(15));
-        let done = timeline.look(&plan(Mode::Desktop, vec![]), now, at(15)).cloned().unwrap();
+        let done = timeline.look(&plan(Mode::Desktop, vec![]), false, now, at(15)).cloned().unwrap();
         assert_eq!((done.from, done.to, done.took_ms), (None, Mode::Desktop, 5000));
         let phases = [("setting up the bridge".to_owned(), 2000), ("starting desk-1".to_owned(), 3000)];
         assert_eq!(done.phases, phases);
         assert_eq!((timeline.mode(), timeline.transition(at(16))), (Some(Mode::Desktop), None));
 
         // A guest that is started again is a repair, not a change of mode.
-        assert!(timeline.look(&plan(Mode::Desktop, vec![start()]), now, at(20)).is_none());
+        assert!(timeline.look(&plan(Mode::Desktop, vec![start()]), false, now, at(20)).is_none());
         timeline.begin(&start(), at(20));
         timeline.end(at(21));
-        assert!(timeline.look(&plan(Mode::Desktop, vec![]), now, at(21)).is_none());
+        assert!(timeline.look(&plan(Mode::Desktop, vec![]), false, now, at(21)).is_none());
         assert_eq!(timeline.completed().len(), 1);
     }
 
@@ -150,13 +156,13 @@ mod tests {
     fn a_change_that_turns_round() {
         let mut timeline = Timeline::default();
         let (now, at) = (Timestamp::UNIX_EPOCH, Duration::from_secs);
-        timeline.look(&plan(Mode::Desktop, vec![]), now, at(1));
-        timeline.look(&plan(Mode::Compute, vec![start()]), now, at(2));
-        assert!(timeline.look(&plan(Mode::Desktop, vec![]), now, at(3)).is_none());
+        timeline.look(&plan(Mode::Desktop, vec![]), false, now, at(1));
+        timeline.look(&plan(Mode::Compute, vec![start()]), false, now, at(2));
+        assert!(timeline.look(&plan(Mode::Desktop, vec![]), false, now, at(3)).is_none());
         assert_eq!((timeline.completed().len(), timeline.transition(at(3))), (1, None));
         for i in 0..40 {
             let mode = if i % 2 == 0 { Mode::Compute } else { Mode::Desktop };
-            timeline.look(&plan(mode, vec![]), now, at(10 + i));
+            timeline.look(&plan(mode, vec![]), false, now, at(10 + i));
         }
         assert_eq!(timeline.completed().len(), REMEMBERED);
     }
