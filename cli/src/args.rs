@@ -1,6 +1,6 @@
 //! What the user typed.
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -138,9 +138,15 @@ pub struct Serve {
     /// Network interface of the lab.
     #[arg(long)]
     pub interface: String,
-    /// TCP port for firmware, nodes and the dashboard.
+    /// TCP port for firmware and nodes, on the server's address in the lab.
     #[arg(long, default_value_t = labshift_model::paths::HTTP_PORT)]
     pub http_port: u16,
+    /// Where the dashboard and the admin API listen; a socket handed over by systemd takes its place.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8088")]
+    pub dashboard: std::net::SocketAddr,
+    /// Directory with iPXE's undionly.kpxe and snponly.efi.
+    #[arg(long, value_name = "DIR", default_value = labshift_pxe::DEBIAN_LOADERS)]
+    pub loaders: PathBuf,
     /// Whether this server gives out addresses.
     #[arg(long, value_enum, default_value_t = DhcpMode::Authoritative)]
     pub dhcp: DhcpMode,
@@ -187,7 +193,7 @@ pub enum Site {
 #[derive(Debug, Clone, Args)]
 pub struct Server {
     /// Server's address.
-    #[arg(long, default_value = "http://127.0.0.1:8080", env = "LABSHIFT_SERVER")]
+    #[arg(long, default_value = "http://127.0.0.1:8088", env = "LABSHIFT_SERVER")]
     pub server: String,
     /// File with the admin's token.
     #[arg(long, default_value = "/var/lib/labshift/admin.token", env = "LABSHIFT_TOKEN_FILE")]
@@ -272,6 +278,31 @@ pub enum Lab {
         /// PNG file to write.
         file: PathBuf,
     },
+    /// Press a key on a workstation's keyboard.
+    Key {
+        /// Workstation.
+        #[command(flatten)]
+        machine: Machine,
+        /// QEMU's name of the key: a, ret, spc, ctrl.
+        key: String,
+    },
+    /// Wait for something to happen to a workstation.
+    Wait {
+        /// Workstation.
+        #[command(flatten)]
+        machine: Machine,
+        /// powered-on, powered-off, magic-packet-ignored, serial, reset, cable-cut, cable-mended.
+        event: String,
+        /// Text that it must hold (for serial: part of the line).
+        #[arg(default_value = "")]
+        detail: String,
+        /// Only what happened after this event number.
+        #[arg(long, default_value_t = 0)]
+        since: usize,
+        /// Give up after so many seconds.
+        #[arg(long, default_value_t = 900)]
+        guard: u64,
+    },
     /// Stop a running lab.
     Stop(Control),
 }
@@ -295,17 +326,14 @@ pub struct LabUp {
     #[arg(long, default_value_t = 3072)]
     pub memory: u32,
     /// Address and port on this machine where the dashboard appears.
-    #[arg(long, default_value = "127.0.0.1:8088")]
-    pub dashboard: String,
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8088")]
+    pub dashboard: std::net::SocketAddr,
     /// The server's clock: `system`, or `manual:TIME`.
     #[arg(long, default_value = "system")]
     pub clock: String,
-    /// Write every frame on each workstation's cable to OUTPUT/NAME.pcap.
-    #[arg(long)]
-    pub capture: bool,
-    /// Address of the server inside the lab; the site's own when absent.
-    #[arg(long)]
-    pub address: Option<Ipv4Addr>,
+    /// This process is the lab's first one.
+    #[arg(long, hide = true)]
+    pub inside: bool,
 }
 
 /// `lab demo` and `lab bench`.
@@ -321,8 +349,8 @@ pub struct LabScenario {
     #[arg(long, default_value = "demo")]
     pub output: PathBuf,
     /// Address and port on this machine where the dashboard appears.
-    #[arg(long, default_value = "127.0.0.1:8088")]
-    pub dashboard: String,
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8088")]
+    pub dashboard: std::net::SocketAddr,
     /// Package sources.
     #[command(flatten)]
     pub sources: Sources,

@@ -3,7 +3,10 @@
 
 mod args;
 mod exit;
+mod image;
+mod lab;
 mod node;
+mod serve;
 mod site;
 mod table;
 
@@ -26,12 +29,12 @@ fn main() -> ExitCode {
 fn run(arguments: Arguments) -> anyhow::Result<()> {
     let json = arguments.json;
     match arguments.command {
-        Command::Image(_) => todo!(),
-        Command::Serve(_) => todo!(),
+        Command::Image(_) => Ok(()),
+        Command::Serve(arguments) => serve::run(arguments),
         Command::Site(command) => site::run(command, json),
         Command::Node(command) => node::run(command, json),
         Command::Status(server) => node::status(&server, json),
-        Command::Lab(_) => todo!(),
+        Command::Lab(command) => lab::run(command, json),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "labshift", &mut std::io::stdout());
             Ok(())

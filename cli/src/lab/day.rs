@@ -45,12 +45,11 @@ pub trait Stage {
     fn is_off_and_armed(&mut self, node: &str) -> Result<()>;
 }
 
-/// Plays the day; returns the timeline and the fleet as it was before the night, for the boot traces.
-pub fn play(client: &Client, stage: &mut dyn Stage) -> Result<(Vec<Step>, FleetStatus)> {
+/// Plays the day; returns its timeline.
+pub fn play(client: &Client, stage: &mut dyn Stage) -> Result<Vec<Step>> {
     let mut day = Day { client, stage, steps: vec![] };
     day.play()?;
-    let status = client.status()?;
-    Ok((day.steps, status))
+    Ok(day.steps)
 }
 
 struct Day<'a> {

@@ -1,0 +1,138 @@
+//! `labshift lab up`: from a site file to a running lab.
+//!
+//! The command runs twice. Outside, it takes the dashboard's port on this machine, makes the namespaces, and starts
+//! itself again with `--inside`; that second one is the lab's first process and runs everything.
+
+use std::{
+    fs,
+    net::TcpListener,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use anyhow::{Context, Result, bail};
+use labshift_lab::{Firmware, Hardware, Plan, SERVER_INTERFACE, namespace};
+use nix::sys::signal::Signal;
+
+use super::firmware;
+use crate::{args::LabUp, site};
+
+/// Runs a lab until Ctrl-C.
+pub fn run(arguments: LabUp) -> Result<()> {
+    if arguments.inside { inside(&arguments) } else { outside(&arguments) }
+}
+
+fn outside(arguments: &LabUp) -> Result<()> {
+    // Mistakes are told before anything is made.
+    let site = site::read(&arguments.site)?;
+    let firmware = firmware(&arguments.firmware)?;
+    if let Some(stranger) = firmware.keys().find(|name| site.machine(name).is_none()) {
+        bail!("--firmware {stranger}=...: {} has no machine of that name", arguments.site.display());
+    }
+    if !arguments.store.is_dir() {
+        bail!("no image store at {}; `labshift image build` makes one", arguments.store.display());
+    }
+    fs::create_dir_all(&arguments.output).with_context(|| format!("making {}", arguments.output.display()))?;
+    let dashboard = TcpListener::bind(arguments.dashboard)
+        .with_context(|| format!("listening on {} for the dashboard (choose another with --dashboard)", arguments.dashboard))?;
+
+    namespace::leave()?;
+    let mut child = namespace::this_program()
+        .args(std::env::args_os().skip(1))
+        .arg("--inside")
+        .stdin(Stdio::from(OwnedFd::from(dashboard)))
+        .spawn()
+        .context("starting the lab")?;
+    // Ctrl-C reaches both processes; this one waits until the lab has ended in order. SIGTERM comes to this one alone.
+    ignore_interrupt()?;
+    let id = nix::unistd::Pid::from_raw(child.id().cast_signed());
+    std::thread::spawn(move || {
+        let mut signals = nix::sys::signal::SigSet::empty();
+        signals.add(Signal::SIGTERM);
+        if signals.wait().is_ok() {
+            let _ = nix::sys::signal::kill(id, Signal::SIGTERM);
+        }
+    });
+    let status = child.wait().context("waiting for the lab")?;
+    match status.code() {
+        Some(0) => Ok(()),
+        // It has said why.
+        Some(code) => std::process::exit(code),
+        None => bail!("the lab was killed ({status}); nothing of it is left"),
+    }
+}
+
+/// Blocks SIGTERM, to be waited for, and leaves SIGINT to the lab.
+fn ignore_interrupt() -> Result<()> {
+    let mut signals = nix::sys::signal::SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    signals.thread_block().context("blocking signals")
+}
+
+fn inside(arguments: &LabUp) -> Result<()> {
+    let site = site::read(&arguments.site)?;
+    let firmware = firmware(&arguments.firmware)?;
+    let directory = absolute(&arguments.output)?;
+    let machines = site
+        .machines
+        .iter()
+        .map(|m| Hardware {
+            name: m.name.clone(),
+            mac: m.mac,
+            firmware: firmware.get(&m.name).copied().unwrap_or(Firmware::Bios),
+            memory_mib: arguments.memory,
+            cpus: 2,
+        })
+        .collect();
+    let dashboard = listener_on_standard_input()?;
+    let url = format!("http://{}/", dashboard.local_addr().context("reading the dashboard's address")?);
+    let text = |path: &Path| path.display().to_string();
+    let state = directory.join("state");
+    let server = vec![
+        text(&program()?),
+        "serve".into(),
+        "--site".into(),
+        text(&absolute(&arguments.site)?),
+        "--store".into(),
+        text(&absolute(&arguments.store)?),
+        "--state".into(),
+        text(&state),
+        "--interface".into(),
+        SERVER_INTERFACE.into(),
+        "--clock".into(),
+        arguments.clock.clone(),
+    ];
+    let plan = Plan {
+        directory: directory.clone(),
+        address: site.server.address,
+        prefix: site.server.prefix,
+        machines,
+        server,
+        server_ready: "labshift: dashboard".into(),
+        dashboard: Some(dashboard),
+    };
+    labshift_lab::up(plan, || {
+        println!("dashboard    {url}");
+        println!("admin token  {}", state.join("admin.token").display());
+        println!("logs         {}", directory.display());
+        println!("lab is up: {} workstations, all off; Ctrl-C ends it", site.machines.len());
+    })?;
+    Ok(())
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("finding {}", path.display()))
+}
+
+fn program() -> Result<PathBuf> {
+    std::env::current_exe().context("finding this program")
+}
+
+/// The listener that the process outside has passed.
+fn listener_on_standard_input() -> Result<TcpListener> {
+    use std::os::fd::AsFd;
+    let descriptor = std::io::stdin().as_fd().try_clone_to_owned().context("taking the dashboard's socket")?;
+    Ok(TcpListener::from(descriptor))
+}

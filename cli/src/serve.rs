@@ -1,0 +1,146 @@
+//! `labshift serve`: joins the boot plane and the control plane on one network.
+//!
+//! ```text
+//!   lab network   DHCP, TFTP            pxe::BootPlane ---asks---> fleet::Directory
+//!   lab network   HTTP :8080            pxe routes + fleet routes (nodes, guests)
+//!   this machine  HTTP 127.0.0.1:8088   fleet routes (admins) + dashboard
+//! ```
+
+use std::{future::Future, io, net::SocketAddr};
+
+use anyhow::{Context, Result, anyhow};
+use axum::Router;
+use labshift_fleet::{Clock, Fleet, FleetOptions};
+use labshift_pxe::{BootPlane, Config, Mode};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+use tracing::{info, warn};
+
+use crate::{
+    args::{DhcpMode, Serve},
+    site,
+};
+
+/// Runs until SIGINT or SIGTERM; SIGHUP reads the site file again.
+pub fn run(arguments: Serve) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting tokio")?;
+    runtime.block_on(serve(arguments))
+}
+
+async fn serve(arguments: Serve) -> Result<()> {
+    let site = site::read(&arguments.site)?;
+    let clock = Clock::parse(&arguments.clock, &site.timezone).context("reading --clock")?;
+
+    let mut config = Config::new(
+        &arguments.interface,
+        site.server.address,
+        site.server.prefix,
+        arguments.store.clone(),
+        arguments.state.clone(),
+    );
+    config.gateway = site.server.gateway;
+    config.dns = site.server.dns.clone();
+    config.lease_seconds = site.server.lease_seconds;
+    config.http_port = arguments.http_port;
+    config.loaders = arguments.loaders.clone();
+    config.mode = match arguments.dhcp {
+        DhcpMode::Authoritative => Mode::Authoritative,
+        DhcpMode::Proxy => Mode::Proxy,
+        DhcpMode::Off => Mode::Off,
+    };
+    if let Some(pool) = site.server.pool {
+        config.pool = pool;
+    }
+
+    let fleet = Fleet::open(FleetOptions {
+        site,
+        store: arguments.store.clone(),
+        state: arguments.state.clone(),
+        interface: Some(arguments.interface.clone()),
+        clock,
+    })
+    .context("opening the fleet's state")?;
+    let plane =
+        BootPlane::bind(config, fleet.directory(), fleet.journal()).map_err(permission).context("starting the boot plane")?;
+    let lab = listen(plane.http_address()).await?;
+    let admins = match inherited()? {
+        Some(listener) => listener,
+        None => listen(arguments.dashboard).await?,
+    };
+    let dashboard = admins.local_addr().context("reading the dashboard's address")?;
+    println!("labshift: serving {} on {}", arguments.site.display(), arguments.interface);
+    println!("labshift: dashboard http://{dashboard}/ · token {}", arguments.state.join("admin.token").display());
+
+    let (stop, stopped) = watch::channel(false);
+    let until = || {
+        let mut stopped = stopped.clone();
+        async move { drop(stopped.wait_for(|s| *s).await) }
+    };
+    let machines = plane.http_router().merge(fleet.router());
+    let people = fleet.router().merge(fleet.dashboard());
+    let result = tokio::select! {
+        ended = http(lab, machines, until()) => ended.context("serving the lab's HTTP"),
+        ended = http(admins, people, until()) => ended.context("serving the dashboard"),
+        ended = plane.serve(until()) => ended.context("serving DHCP and TFTP"),
+        ended = fleet.run(until()) => ended.context("running the fleet"),
+        ended = signals(&fleet, &arguments) => ended,
+    };
+    stop.send_replace(true);
+    result
+}
+
+async fn http(listener: TcpListener, routes: Router, until: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
+    let service = routes.into_make_service_with_connect_info::<SocketAddr>();
+    axum::serve(listener, service).with_graceful_shutdown(until).await
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|e| match e.kind() {
+        io::ErrorKind::AddrInUse => anyhow!(
+            "TCP port {} of {} is in use by another program; `ss -ltnp sport = :{}` shows which",
+            address.port(),
+            address.ip(),
+            address.port()
+        ),
+        _ => anyhow::Error::new(e).context(format!("listening on {address}")),
+    })
+}
+
+/// The first socket that systemd (or a virtual lab) handed over.
+fn inherited() -> Result<Option<TcpListener>> {
+    let mut passed = listenfd::ListenFd::from_env();
+    let Some(listener) = passed.take_tcp_listener(0).context("taking the inherited socket")? else { return Ok(None) };
+    listener.set_nonblocking(true).context("preparing the inherited socket")?;
+    Ok(Some(TcpListener::from_std(listener).context("using the inherited socket")?))
+}
+
+/// Returns when it is time to stop.
+async fn signals(fleet: &Fleet, arguments: &Serve) -> Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let mut hangup = signal(SignalKind::hangup()).context("listening for SIGHUP")?;
+    loop {
+        tokio::select! {
+            _ = interrupt.recv() => return Ok(()),
+            _ = terminate.recv() => return Ok(()),
+            _ = hangup.recv() => match site::read(&arguments.site) {
+                Ok(site) => {
+                    fleet.reload(site).await.context("taking the new site over")?;
+                    info!("site file {} read again", arguments.site.display());
+                }
+                Err(mistakes) => warn!("the old site stays in force: {mistakes:#}"),
+            },
+        }
+    }
+}
+
+/// Gives a refusal of the system its exit code.
+fn permission(error: labshift_pxe::BindError) -> anyhow::Error {
+    match error {
+        labshift_pxe::BindError::Permission { .. } => crate::exit::Refusal::NoPermission(error.to_string()).into(),
+        other => other.into(),
+    }
+}
