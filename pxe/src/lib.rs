@@ -23,7 +23,7 @@
 
 pub mod config;
 pub mod dhcp;
-mod http;
+pub mod http;
 mod plane;
 pub mod script;
 mod solicitation;

@@ -49,7 +49,7 @@ pub enum NotServed {
 
 /// Opens a published file. Blocks on the disk.
 pub fn open(store: &Path, name: &str, generation: &str, file: &str) -> Result<Published, NotServed> {
-    let directory = directory(store, name, generation)?;
+    let directory = directory(store, name, generation, file)?;
     let manifest = manifest(store, name, generation)?;
     let path = directory.join(file);
     let (wanted, sha256) = match file {
@@ -78,7 +78,7 @@ pub fn open(store: &Path, name: &str, generation: &str, file: &str) -> Result<Pu
 
 /// The manifest of a published generation. Blocks on the disk.
 pub fn manifest(store: &Path, name: &str, generation: &str) -> Result<Manifest, NotServed> {
-    let directory = directory(store, name, generation)?;
+    let directory = directory(store, name, generation, paths::MANIFEST)?;
     if !directory.join(paths::SIGNATURE).is_file() {
         return Err(unknown(name, generation, paths::SIGNATURE));
     }
@@ -92,10 +92,10 @@ pub fn manifest(store: &Path, name: &str, generation: &str) -> Result<Manifest, 
     Manifest::from_bytes(&bytes).map_err(|e| NotServed::Damaged { path, reason: e.to_string() })
 }
 
-fn directory(store: &Path, name: &str, generation: &str) -> Result<PathBuf, NotServed> {
+fn directory(store: &Path, name: &str, generation: &str, file: &str) -> Result<PathBuf, NotServed> {
     let hex = generation.len() == 64 && generation.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     if !hex || !is_word(name) {
-        return Err(unknown(name, generation, ""));
+        return Err(unknown(name, generation, file));
     }
     Ok(store.join(&paths::IMAGES[1..]).join(name).join(generation))
 }

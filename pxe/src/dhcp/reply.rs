@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use dhcproto::{
     Encodable,
-    v4::{DhcpOption, Flags, HType, Message, MessageType, Opcode, OptionCode, UnknownOption},
+    v4::{DhcpOption, Flags, HType, Message, MessageType, Opcode},
 };
 use labshift_model::MacAddr;
 
@@ -21,6 +21,8 @@ pub const SERVER_PORT: u16 = 67;
 pub const CLIENT_PORT: u16 = 68;
 /// Shortest BOOTP message: some old clients drop a shorter one.
 const MINIMUM: usize = 300;
+/// Option 82: the last one, by RFC 3046.
+const RELAY: u8 = 82;
 /// The `file` field, of which the last byte stays NUL.
 const FILE: usize = 128;
 
@@ -47,6 +49,9 @@ pub enum Destination {
 /// A reply under construction.
 pub struct Draft {
     message: Message,
+    /// Options written as they are, after the others. (`dhcproto` leaves out an empty one, sorts the parts of option 82,
+    /// and writes an unparsed option 82 twice.)
+    raw: Vec<(u8, Vec<u8>)>,
 }
 
 impl Draft {
@@ -61,10 +66,10 @@ impl Draft {
             &request.mac.0,
         );
         message.set_opcode(Opcode::BootReply).set_htype(HType::Eth).set_flags(request.flags);
-        let mut draft = Draft { message };
+        let mut draft = Draft { message, raw: vec![] };
         draft.option(DhcpOption::MessageType(kind));
         draft.option(DhcpOption::ServerIdentifier(config.server_address));
-        for (code, value) in [(61, &request.client_id), (82, &request.relay), (97, &request.uuid)] {
+        for (code, value) in [(61, &request.client_id), (97, &request.uuid), (RELAY, &request.relay)] {
             if let Some(value) = value {
                 draft.raw(code, value.clone());
             }
@@ -77,8 +82,7 @@ impl Draft {
     }
 
     fn raw(&mut self, code: u8, value: Vec<u8>) {
-        let code = OptionCode::from(code);
-        self.option(DhcpOption::Unknown(UnknownOption::new(code, value)));
+        self.raw.push((code, value));
     }
 
     /// The client's address and for how many seconds.
@@ -165,8 +169,19 @@ impl Draft {
     }
 
     /// The packet. `None` when an option can't be encoded.
-    pub fn to(self, to: Destination) -> Option<Reply> {
+    pub fn to(mut self, to: Destination) -> Option<Reply> {
+        const END: u8 = 255;
         let mut bytes = self.message.to_vec().ok()?;
+        bytes.pop_if(|last| *last == END);
+        self.raw.sort_by_key(|(code, _)| *code == RELAY);
+        for (code, value) in &self.raw {
+            // A value over 255 bytes in parts (RFC 3396); an empty one as one empty part.
+            for part in value.chunks(255).chain(value.is_empty().then_some(&[][..])) {
+                bytes.extend([*code, part.len() as u8]);
+                bytes.extend(part);
+            }
+        }
+        bytes.push(END);
         bytes.resize(bytes.len().max(MINIMUM), 0);
         Some(Reply { bytes, to })
     }

@@ -38,11 +38,7 @@ pub(crate) struct Context {
 }
 
 /// The routes. Serve them with `into_make_service_with_connect_info::<SocketAddr>()`.
-pub(crate) fn router(
-    config: Arc<Config>,
-    directory: Arc<dyn Directory>,
-    journal: Arc<dyn Journal>,
-) -> Router {
+pub fn router(config: Arc<Config>, directory: Arc<dyn Directory>, journal: Arc<dyn Journal>) -> Router {
     let context = Context { config, directory, journal, limiter: Arc::default() };
     Router::new()
         .route(paths::IPXE_SCRIPT, get(answer::ipxe_script))
