@@ -175,37 +175,34 @@ fn say_failure(what: &str, result: Result<()>) {
     }
 }
 
-/// Loads the image's modules and what the hardware asks for, from the new root. A module that refuses (one for another CPU)
-/// is named and stops nothing.
-pub fn load_modules(release: &str, named: &[String]) {
+/// Loads the image's modules from the new root. One that refuses (it is for another CPU) is named and stops nothing. Returns
+/// the loader, for what the hardware asks for.
+pub fn load_modules(release: &str, named: &[String]) -> Option<Loader> {
     let mut loader = match Loader::open(Path::new("/"), release) {
         Ok(loader) => loader,
         Err(why) => {
-            return JOURNAL
-                .say("modules", &format!("the root has no module index for kernel {release}: {why}"));
+            JOURNAL.say("modules", &format!("the root has no module index for kernel {release}: {why}"));
+            return None;
         }
     };
-    let (mut loaded, mut refused) = (vec![], vec![]);
+    let mut loaded = vec![];
     for module in named {
         match loader.load(module) {
-            Ok(true) => loaded.push(module.clone()),
+            Ok(true) => loaded.push(module.as_str()),
             // Built into the kernel, most likely.
             Ok(false) => {}
-            Err(why) => refused.push(why.to_string()),
+            Err(why) => JOURNAL.say("modules", &format!("not loaded: {why}")),
         }
     }
-    let (plugged, more) = loader.coldplug(Path::new("/"), |_| true);
-    loaded.extend(plugged);
-    refused.extend(more.iter().map(ToString::to_string));
-    JOURNAL.say("modules", &format!("from the root: {}", loaded.join(" ")));
-    for why in refused {
-        JOURNAL.say("modules", &format!("not loaded: {why}"));
+    if !loaded.is_empty() {
+        JOURNAL.say("modules", &format!("from the root: {}", loaded.join(" ")));
     }
     open_devices();
+    Some(loader)
 }
 
 /// libvirt's QEMU user reaches /dev/kvm by its group; without it libvirt takes KVM for broken.
-fn open_devices() {
+pub fn open_devices() {
     let kvm = Path::new("/dev/kvm");
     let groups = fs::read_to_string("/etc/group").unwrap_or_default();
     if let (true, Some(gid)) = (kvm.exists(), process::group_id(&groups, "kvm")) {

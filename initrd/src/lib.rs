@@ -12,7 +12,8 @@
 //! | [`cmdline`] | what the kernel command line tells |
 //! | [`console`], [`journal`] | where people look; what happened |
 //! | [`failure`] | what an admin sees when it went wrong |
-//! | [`modules`], [`link`], [`netlink`] | kernel modules, ports, addresses |
+//! | [`modules`], [`hotplug`] | kernel modules; devices that come later |
+//! | [`link`], [`netlink`] | ports, their addresses |
 //! | [`dhcp`], [`lease`] | the client's decisions; its sockets and clocks |
 //! | [`server`], [`fetch`], [`verity`] | the boot answer, the root, its hash tree |
 //! | [`mount`], [`handover`] | the new root; what init leaves in it |
@@ -31,6 +32,7 @@ pub mod dhcp;
 pub mod failure;
 pub mod fetch;
 pub mod handover;
+pub mod hotplug;
 pub mod journal;
 pub mod lease;
 pub mod life;

@@ -3,6 +3,7 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -14,6 +15,7 @@ use crate::{
     boot, button, control,
     failure::{Code, Halt},
     handover::{self, Handover},
+    hotplug,
     journal::JOURNAL,
     lease::{self, Due, Renewal},
     order,
@@ -60,7 +62,16 @@ fn give_up(halt: &Halt, handover: Option<&Handover>) -> End {
 
 fn supervise(handover: &Handover) -> Result<End> {
     order::check(&handover.services).map_err(|faults| anyhow::anyhow!(faults.join("; ")))?;
-    handover::load_modules(&boot::kernel_release(), &handover.modules);
+    let loader = handover::load_modules(&boot::kernel_release(), &handover.modules);
+    if let Some(loader) = loader.map(Mutex::new) {
+        // The services need none of it at once: they start meanwhile.
+        spawn_for_life("modules", move || {
+            let mut loader = loader.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Err(why) = hotplug::serve(&mut loader, Path::new("/"), handover::open_devices) {
+                JOURNAL.say("modules", &format!("{why:#}"));
+            }
+        });
+    }
     if let Some(network) = handover.network.clone() {
         spawn_for_life("lease", move || keep_lease(network.clone()));
     }

@@ -30,6 +30,13 @@ pub struct Index {
 impl Index {
     /// Parses both files. Lines that make no sense are skipped: a missing module shows up when it is wanted.
     pub fn parse(dep: &str, alias: &str) -> Self {
+        let mut index = Self::dependencies(dep);
+        index.add_aliases(alias);
+        index
+    }
+
+    /// Parses `modules.dep` alone.
+    fn dependencies(dep: &str) -> Self {
         let mut index = Index::default();
         for line in dep.lines() {
             if let Some((path, needs)) = line.split_once(':') {
@@ -37,6 +44,12 @@ impl Index {
                 index.files.insert(name_of(path), (path.trim().to_owned(), needs));
             }
         }
+        index
+    }
+
+    /// Adds `modules.alias`.
+    fn add_aliases(&mut self, alias: &str) {
+        let index = self;
         for line in alias.lines() {
             let mut words = line.split_whitespace();
             if let (Some("alias"), Some(pattern), Some(module)) = (words.next(), words.next(), words.next()) {
@@ -49,7 +62,6 @@ impl Index {
                 }
             }
         }
-        index
     }
 
     /// Modules that a device's modalias, or the kernel's request by alias or name, asks for.
@@ -161,6 +173,8 @@ pub struct NotLoaded {
 pub struct Loader {
     directory: PathBuf,
     index: Index,
+    /// A root's aliases are megabytes: they are read when the first one is looked up.
+    has_aliases: bool,
     done: HashSet<String>,
     seen_aliases: HashSet<String>,
 }
@@ -175,9 +189,14 @@ impl Loader {
             .find(|d| d.join("modules.dep").exists())
             .unwrap_or_else(|| root.join("lib/modules").join(release));
         let dep = fs::read_to_string(directory.join("modules.dep"))?;
-        let alias = fs::read_to_string(directory.join("modules.alias")).unwrap_or_default();
-        let index = Index::parse(&dep, &alias);
-        Ok(Loader { directory, index, done: HashSet::new(), seen_aliases: HashSet::new() })
+        let index = Index::dependencies(&dep);
+        Ok(Loader {
+            directory,
+            index,
+            has_aliases: false,
+            done: HashSet::new(),
+            seen_aliases: HashSet::new(),
+        })
     }
 
     /// Loads a module by name with everything it needs. `Ok(false)` when there is no such module (it may be built in).
@@ -207,7 +226,8 @@ impl Loader {
             if new.is_empty() {
                 return (loaded, refused);
             }
-            let modules: BTreeSet<String> = new.iter().flat_map(|a| self.index.wanted(a)).collect();
+            let index = self.index();
+            let modules: BTreeSet<String> = new.iter().flat_map(|a| index.wanted(a)).collect();
             for module in modules.into_iter().filter(|m| wanted(m)) {
                 match self.load(&module) {
                     Ok(true) => {
@@ -223,14 +243,19 @@ impl Loader {
     /// Loads by name or alias, as the kernel's own request does.
     pub fn request(&mut self, alias: &str) -> Result<bool, NotLoaded> {
         let mut any = false;
-        for module in self.index.wanted(alias) {
+        for module in self.index().wanted(alias) {
             any |= self.load(&module)?;
         }
         Ok(any)
     }
 
-    /// What the index knows.
-    pub fn index(&self) -> &Index {
+    /// What the index knows, aliases included.
+    pub fn index(&mut self) -> &Index {
+        if !self.has_aliases {
+            self.index
+                .add_aliases(&fs::read_to_string(self.directory.join("modules.alias")).unwrap_or_default());
+            self.has_aliases = true;
+        }
         &self.index
     }
 }

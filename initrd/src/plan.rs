@@ -20,10 +20,11 @@ pub fn print(sysroot: &Path, text: &str) -> ExitCode {
     for release in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
         let release = release.file_name().to_string_lossy().into_owned();
         match modules::Loader::open(sysroot, &release) {
-            Ok(loader) => {
+            Ok(mut loader) => {
                 for alias in modules::modaliases(sysroot) {
-                    for module in loader.index().wanted(&alias) {
-                        println!("{alias}: {}", loader.index().order(&module).join(" "));
+                    let index = loader.index();
+                    for module in index.wanted(&alias) {
+                        println!("{alias}: {}", index.order(&module).join(" "));
                     }
                 }
             }
