@@ -13,6 +13,7 @@ use labshift_rcuda::{
         ledger::SLOTS,
         listener::{self, Options},
         platform::{self, Source},
+        report,
         worker::{self, WorkerArguments},
     },
     wire::endpoint::Endpoint,
@@ -73,7 +74,7 @@ fn main() -> ExitCode {
         None => options(&arguments).and_then(|options| listener::serve(&options)),
     };
     outcome.unwrap_or_else(|error| {
-        eprintln!("rcuda-server: {error:#}");
+        report::warn(format_args!("{error:#}"));
         ExitCode::FAILURE
     })
 }
@@ -113,18 +114,18 @@ fn source(arguments: &Arguments) -> Result<Source> {
     if let Some(library) = library {
         match listener::probe(&library).context("probing the driver")? {
             Ok(devices) => {
-                println!("rcuda-server: {}: {}", library.display(), devices.replace('\n', ", "));
+                report::note(format_args!("{}: {}", library.display(), devices.replace('\n', ", ")));
                 return Ok(Source::Driver { library });
             }
             Err(reason) if named.is_some() => bail!("{}: {reason}", library.display()),
-            Err(reason) => eprintln!("rcuda-server: {} can't be used: {reason}", library.display()),
+            Err(reason) => report::warn(format_args!("{} can't be used: {reason}", library.display())),
         }
     }
     let total = match arguments.software_memory {
         Some(mib) => mib.saturating_mul(MIB),
         None => (machine_memory()? / 4).min(1024 * MIB),
     };
-    println!("rcuda-server: serving the software device ({} MiB)", total / MIB);
+    report::note(format_args!("serving the software device ({} MiB)", total / MIB));
     Ok(Source::Software { total })
 }
 

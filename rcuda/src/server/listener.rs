@@ -16,7 +16,7 @@ use nix::{
     unistd::Uid,
 };
 
-use super::{ledger::Ledger, platform::Source};
+use super::{ledger::Ledger, platform::Source, report};
 use crate::{
     foreign,
     wire::{
@@ -51,7 +51,7 @@ pub fn serve(options: &Options) -> Result<ExitCode> {
                 format!("listening on {endpoint}: the kernel needs vsock (modules vsock, vhost_vsock)")
             }
         })?;
-        println!("rcuda-server: listening on {endpoint}");
+        report::note(format_args!("listening on {endpoint}"));
         listeners.push((endpoint.to_string(), listener));
     }
     if listeners.is_empty() {
@@ -64,7 +64,7 @@ pub fn serve(options: &Options) -> Result<ExitCode> {
                 Ok(socket) => admit(options, &ledger, place, socket)?,
                 // The client may have gone again; a lack of descriptors passes when others go.
                 Err(error) => {
-                    eprintln!("rcuda-server: {place}: a client was lost: {error}");
+                    report::warn(format_args!("{place}: a client was lost: {error}"));
                     thread::sleep(Duration::from_millis(10));
                 }
             }
@@ -91,13 +91,13 @@ fn ready(listeners: &[(String, OwnedFd)]) -> Result<Vec<(&str, &OwnedFd)>> {
 fn admit(options: &Options, ledger: &Arc<Ledger>, place: &str, socket: OwnedFd) -> Result<()> {
     let Some(slot) = ledger.enter(options.clients).context("entering a client in the ledger")? else {
         let reason = format!("it serves at most {} at a time, and that many are connected", options.clients);
-        eprintln!("rcuda-server: {place}: refused a client: {reason}");
+        report::warn(format_args!("{place}: refused a client: {reason}"));
         refuse(socket, &reason);
         return Ok(());
     };
     match spawn(options, ledger, slot, socket) {
         Ok(child) => {
-            println!("rcuda-server: {place}: client {slot} has worker {}", child.id());
+            report::note(format_args!("{place}: client {slot} has worker {}", child.id()));
             let ledger = Arc::clone(ledger);
             thread::Builder::new()
                 .name(format!("reaper-{slot}"))
@@ -105,7 +105,7 @@ fn admit(options: &Options, ledger: &Arc<Ledger>, place: &str, socket: OwnedFd) 
                 .context("starting a reaper")?;
         }
         Err(error) => {
-            eprintln!("rcuda-server: {place}: no worker for client {slot}: {error:#}");
+            report::warn(format_args!("{place}: no worker for client {slot}: {error:#}"));
             ledger.leave(slot).context("clearing a slot")?;
         }
     }
@@ -120,7 +120,7 @@ fn refuse(socket: OwnedFd, reason: &str) {
         .map_err(frame::WireError::from)
         .and_then(|()| frame::send_hello(&mut connection, &Hello::refuse(reason)));
     if let Err(error) = sent {
-        eprintln!("rcuda-server: the refusal did not reach the client: {error}");
+        report::warn(format_args!("the refusal did not reach the client: {error}"));
     }
 }
 
@@ -150,9 +150,9 @@ fn reap(mut child: Child, ledger: &Ledger, slot: usize) {
         Err(error) => error.to_string(),
     };
     if let Err(error) = ledger.leave(slot) {
-        eprintln!("rcuda-server: clearing slot {slot}: {error}");
+        report::warn(format_args!("clearing slot {slot}: {error}"));
     }
-    println!("rcuda-server: client {slot} has gone ({ended})");
+    report::note(format_args!("client {slot} has gone ({ended})"));
 }
 
 /// Asks a child process for the driver's devices: a driver that crashes takes only the child along.

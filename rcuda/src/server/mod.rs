@@ -16,5 +16,6 @@ pub mod handles;
 pub mod ledger;
 pub mod listener;
 pub mod platform;
+pub mod report;
 pub mod session;
 pub mod worker;

@@ -82,7 +82,7 @@ pub fn run(arguments: &WorkerArguments) -> Result<ExitCode> {
     let mut connection = Connection::from(socket);
     connection.set_timeout(HELLO_LIMIT).context("setting the time limit for the hello")?;
     if let Err(error) = greet(&mut connection) {
-        eprintln!("rcuda-server: client {}: {error}", arguments.slot);
+        report::warn(format_args!("client {}: {error}", arguments.slot));
         return Ok(ExitCode::FAILURE);
     }
     connection.set_timeout(Duration::ZERO).context("lifting the time limit")?;
