@@ -93,7 +93,10 @@ fn node(engine: &Engine, name: &str) -> Option<NodeView> {
         cause: node.cause.clone(),
         connected: node.connected,
         last_seen_real: node.last_seen_real,
-        wanted: fleet::wanted(site, machine, node, now),
+        wanted: match &node.desired {
+            Some(told) if node.connected && node.sent => told.current.clone(),
+            _ => fleet::wanted(site, machine, node, now),
+        },
         override_mode: over.cloned(),
         mode: told.as_ref().and_then(|s| s.mode),
         transition: told.as_ref().and_then(|s| s.transition.clone()),

@@ -253,7 +253,7 @@ impl World {
         let Some(node) = self.nodes.get_mut(name) else { return Heard::default() };
         let is_status = matches!(event, NodeEvent::Status(_));
         let change = node.apply(event, moment);
-        let kept = if is_status { guest::note_status(&mut self.guests, name, node) } else { vec![] };
+        let kept = if is_status { guest::note_status(&mut self.guests, name, node, moment) } else { vec![] };
         Heard { change, kept }
     }
 

@@ -22,7 +22,8 @@ pub(super) fn node(node: &NodeView, status: &FleetStatus, zone: &Zone) -> Markup
                 span class={ "pill " (tone) } { (node.state) }
             }
             p .why { (node.cause) }
-            @if node.wanted.mode.to_string() != node.state.to_string() {
+            @if node.wanted.mode.to_string() != node.state.to_string()
+                && node.transition.as_ref().is_none_or(|t| t.to != node.wanted.mode) {
                 p .wanted {
                     "wanted: " span class={ "pill " (words::mode_tone(node.wanted.mode)) } { (node.wanted.mode) }
                     @if !node.cause.contains(&node.wanted.cause) { " " span .faint { (node.wanted.cause) } }

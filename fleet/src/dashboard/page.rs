@@ -45,8 +45,9 @@ pub(super) fn middle(status: &FleetStatus, events: &[Event]) -> Markup {
             ul .tally { @for (tone, word, count) in tally(status) { li { b class=(tone) { (count) } " " (word) } } }
         }
         @for trouble in &status.troubles { p .trouble role="alert" { (trouble) } }
-        @for room in &status.rooms {
-            section {
+        div .rooms {
+            @for room in &status.rooms {
+            section .wide[cards_of(status, &room.name) > 2] {
                 div .heading {
                     h2 { (room.name) }
                     span class={ "pill " (words::mode_tone(room.current.mode)) } { (room.current.mode) }
@@ -69,6 +70,7 @@ pub(super) fn middle(status: &FleetStatus, events: &[Event]) -> Markup {
                     }
                 }
             }
+        }
         }
         @if !status.guests.is_empty() {
             section {
@@ -101,6 +103,10 @@ pub(super) fn middle(status: &FleetStatus, events: &[Event]) -> Markup {
             span id="live" .faint { "live" }
         }
     }
+}
+
+fn cards_of(status: &FleetStatus, room: &str) -> usize {
+    status.nodes.iter().filter(|n| n.room == room).count()
 }
 
 fn tally(status: &FleetStatus) -> Vec<(&'static str, &'static str, usize)> {

@@ -16,8 +16,11 @@ impl Engine {
         let real = self.moment().real;
         let json = super::json(&event);
         let node = self.node_of(&event);
-        // A node that runs asks for many small things; only its boots are worth a record.
-        self.writes.push(Write::Plane { at_real: real, node: node.clone(), json });
+        // A node that runs fetches and renews many things; only its boots are worth a record.
+        let runs = node.as_ref().and_then(|n| self.world.nodes.get(n)).is_some_and(|n| n.connected);
+        if !runs {
+            self.writes.push(Write::Plane { at_real: real, node: node.clone(), json });
+        }
         match event {
             BootPlaneEvent::RogueServer { address } => {
                 if self.rogues.insert(address, real).is_none() {

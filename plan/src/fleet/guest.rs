@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
+use jiff::{Timestamp, ToSpan};
 use labshift_model::{
     api::GuestPhase,
     guest::{GuestState, SavedState},
@@ -12,6 +12,9 @@ use labshift_model::{
 use serde::{Deserialize, Serialize};
 
 use super::{Draft, FleetStep, Moment, Node};
+
+/// A guest that its node says has ended for so many seconds has done its work.
+const END_SECONDS: i64 = 10;
 
 /// What the server knows of one batch guest.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -62,8 +65,11 @@ pub struct Place {
     pub revoked: bool,
     /// First desired state without it; 0 until one was sent.
     pub unnamed: u64,
-    /// The node has started to work on it.
-    pub seen: bool,
+    /// It was seen running there.
+    pub ran: bool,
+    /// Since when the node says that it ended after it ran, by the machine's own clock.
+    #[serde(default)]
+    pub stopped_real: Option<Timestamp>,
 }
 
 impl Place {
@@ -76,7 +82,8 @@ impl Place {
             named: 0,
             revoked: false,
             unnamed: 0,
-            seen: false,
+            ran: false,
+            stopped_real: None,
         }
     }
 
@@ -104,6 +111,7 @@ pub(super) fn note_status(
     guests: &mut BTreeMap<String, Guest>,
     node_name: &str,
     node: &Node,
+    moment: Moment,
 ) -> Vec<(String, SavedState)> {
     use GuestState as G;
     let mut kept = vec![];
@@ -114,7 +122,9 @@ pub(super) fn note_status(
             continue;
         };
         let state = told(name, place, node);
-        place.seen |= matches!(state, Some(G::Fetching | G::Starting | G::Running | G::Saving));
+        place.ran |= matches!(state, Some(G::Running));
+        let stopped = place.ran && matches!(state, Some(G::Stopped));
+        place.stopped_real = stopped.then(|| place.stopped_real.unwrap_or(moment.real));
         if let Some(G::Saved { saved }) = state
             && saved.revision > place.base().max(guest.saved.as_ref().map_or(0, |s| s.revision))
             && guest.stored.get(&saved.revision).is_some_and(|parts| parts.hold(saved))
@@ -161,15 +171,19 @@ fn settle_one(draft: &Draft<'_>, name: &str) -> Vec<FleetStep> {
             Some(G::Saved { .. }) if kept && !computing => {
                 vec![revoke(format!("saved by {owner}, free for another node"))]
             }
-            Some(G::Stopped) if place.seen && computing => {
+            // A moment without it is no end: its node may be restarting its daemon.
+            Some(G::Stopped) if computing && place.stopped_real.is_some_and(|t| is_over(t, draft)) => {
                 let cause = format!("it ended by itself on {owner}");
                 vec![FleetStep::Finish { guest: name.to_owned(), cause: cause.clone() }, revoke(cause)]
             }
             _ if draft.inputs.site.guest(name).is_none() => {
                 vec![revoke("it is not in the site file any more".into())]
             }
-            // The node left compute before it ever began with the guest: nothing of it is there.
-            None if !computing && place.named > 0 && !place.seen && acknowledges(node) => {
+            // The node left compute before it ever began with the guest: nothing of it is there, and in its present mode
+            // the node will not begin.
+            None | Some(G::Fetching | G::Failed { .. })
+                if !computing && place.named > 0 && acknowledges(node) =>
+            {
                 vec![revoke(format!("{owner} left compute mode before it was started"))]
             }
             _ => vec![],
@@ -184,6 +198,10 @@ fn settle_one(draft: &Draft<'_>, name: &str) -> Vec<FleetStep> {
         _ => false,
     };
     if at_rest { release(format!("{owner} has let go of it")) } else { vec![] }
+}
+
+fn is_over(stopped: Timestamp, draft: &Draft<'_>) -> bool {
+    stopped.checked_add(END_SECONDS.seconds()).is_ok_and(|end| end <= draft.inputs.moment.real)
 }
 
 /// The node answers the newest desired state.

@@ -390,6 +390,48 @@ fn on_demand_only_work_wakes_nodes_and_idle_ones_go_off() {
     assert_eq!(lab.phase("primes"), GuestPhase::Running, "its guest moved:\n{}", lab.log.join("\n"));
 }
 
+#[test]
+fn work_that_ended_is_not_started_again_but_a_hiccup_is_no_end() {
+    let mut lab = Lab::new(EXAMPLE, "2026-11-23T10:30");
+    lab.until("2026-11-23T10:40");
+    let stopped = |lab: &mut Lab, stopped: bool| {
+        let mut status = lab.machines["ws1"].status();
+        if stopped {
+            status.guests[0].state = GuestState::Stopped;
+        }
+        lab.hear("ws1", NodeEvent::Status(Box::new(status)));
+        lab.turn();
+    };
+    stopped(&mut lab, true);
+    assert_eq!(lab.world.guests["primes"].finished, None, "one moment is no end");
+    stopped(&mut lab, false);
+    lab.moment.real += 60.seconds();
+    stopped(&mut lab, true);
+    assert_eq!(lab.world.guests["primes"].finished, None, "it ran again in between");
+    lab.moment.real += 11.seconds();
+    lab.turn();
+    assert_eq!(lab.phase("primes"), GuestPhase::Finished);
+    lab.machines.get_mut("ws1").expect("ws1").running.clear();
+    lab.until("2026-11-23T12:00");
+    assert!(lab.world.guests["primes"].place.is_none(), "{}", lab.log.join("\n"));
+}
+
+#[test]
+fn a_guest_whose_node_leaves_compute_before_it_began_goes_elsewhere() {
+    let mut lab = Lab::new(EXAMPLE, "2026-11-23T07:58");
+    lab.moment.now += 30.seconds();
+    lab.turn();
+    let first = lab.world.guests["primes"].place.clone().expect("placed").node;
+    assert_eq!(first, "ws2");
+    // Both nodes are told; ws2 is given to its admin before it has read anything.
+    let over = Override { mode: Mode::Maintenance, until: None, cause: "a new fan".into() };
+    lab.world.nodes.get_mut("ws2").expect("ws2").override_mode = Some((over, lab.moment.now));
+    lab.until("2026-11-23T08:00");
+    lab.until("2026-11-23T10:05");
+    let place = lab.world.guests["primes"].place.clone();
+    assert_eq!(place.map(|p| p.node).as_deref(), Some("ws1"), "{}", lab.log.join("\n"));
+}
+
 #[derive(Debug, Clone)]
 enum Chaos {
     Act(bool),
