@@ -23,7 +23,8 @@ pub struct Index {
     files: HashMap<String, (String, Vec<String>)>,
     /// Alias patterns without `*` or `?` or `[`, by pattern.
     exact: HashMap<String, Vec<String>>,
-    /// Other patterns, by their bus (the text before the first `:`).
+    /// Other patterns, by their bus: the text before the first `:`. Those that leave the bus open (`acpi*:`) are under the empty
+    /// one.
     patterns: HashMap<String, Vec<(String, String)>>,
 }
 
@@ -55,8 +56,12 @@ impl Index {
             if let (Some("alias"), Some(pattern), Some(module)) = (words.next(), words.next(), words.next()) {
                 let module = name_of(module);
                 if pattern.contains(['*', '?', '[']) {
-                    let bus = pattern.split(':').next().unwrap_or_default().to_owned();
-                    index.patterns.entry(bus).or_default().push((pattern.to_owned(), module));
+                    let bus = pattern.split(':').next().filter(|bus| !bus.contains(['*', '?', '[']));
+                    index
+                        .patterns
+                        .entry(bus.unwrap_or_default().to_owned())
+                        .or_default()
+                        .push((pattern.to_owned(), module));
                 } else {
                     index.exact.entry(pattern.replace('-', "_")).or_default().push(module);
                 }
@@ -73,7 +78,7 @@ impl Index {
         }
         found.extend(self.exact.get(&alias.replace('-', "_")).into_iter().flatten().cloned());
         let bus = alias.split(':').next().unwrap_or_default();
-        let of_bus = self.patterns.get(bus).into_iter().flatten();
+        let of_bus = [bus, ""].into_iter().filter_map(|bus| self.patterns.get(bus)).flatten();
         found.extend(of_bus.filter(|(p, _)| glob(p.as_bytes(), alias.as_bytes())).map(|(_, m)| m.clone()));
         found
     }
@@ -310,6 +315,7 @@ mod tests {
         alias pci:v00008086d000010D3sv*sd*bc*sc*i* e1000e\n\
         alias crypto-sha256 sha256_ssse3\n\
         alias cpu:type:x86,ven*fam*mod*:feature:*00C2* kvm_amd\n\
+        alias acpi*:LNXPWRBN:* button\n\
         alias devname:loop-control loop\n\
         alias broken\n";
 
@@ -336,6 +342,7 @@ mod tests {
         for (alias, module) in [
             ("virtio:d00000001v00001AF4", "virtio_net"),
             ("pci:v00008086d000010D3sv00001AF4sd00001100bc02sc00i00", "e1000e"),
+            ("acpi:LNXPWRBN:", "button"),
             ("crypto-sha256", "sha256_ssse3"),
             ("cpu:type:x86,ven0002fam0019mod0001:feature:,0000,00C2,00FF", "kvm_amd"),
             ("dm-mod", "dm_mod"),
