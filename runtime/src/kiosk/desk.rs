@@ -45,7 +45,7 @@ const TELL_INPUT: Duration = Duration::from_secs(1);
 /// A picture with less light than this is a machine that starts: firmware's or kernel's text on black.
 const LIT_PERCENT: u32 = 10;
 /// After this long a guest is shown whatever its picture is: a person can then see what it hangs at.
-const SHOW_ANYWAY: Duration = Duration::from_secs(60);
+const SHOW_ANYWAY: Duration = Duration::from_secs(80);
 /// The page's size while there is no screen.
 const UNSEEN: (u32, u32) = (1024, 768);
 
