@@ -38,7 +38,7 @@ use super::{
 
 /// How often a missing screen or input directory is looked for.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// How often the monitor is asked whether it is still the one that was switched on.
+/// How often the monitor is asked whether it is still there.
 const CHECK_MONITOR: Duration = Duration::from_secs(10);
 /// Input is told to the runtime at most this often.
 const TELL_INPUT: Duration = Duration::from_secs(1);
@@ -160,7 +160,7 @@ impl Desk {
         })
     }
 
-    /// Takes a screen when there is none, and lets go of one whose monitor is gone or another.
+    /// Takes a screen when there is none, and lets go of one whose monitor is gone.
     fn look_for_screen(&mut self) -> io::Result<()> {
         let pause = if self.screen.is_some() { CHECK_MONITOR } else { LOOK_AGAIN };
         if self.told.looked.is_some_and(|at| at.elapsed() < pause) {
