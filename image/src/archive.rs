@@ -112,7 +112,7 @@ fn packages(
         };
         let mut text = String::new();
         liblzma::read::XzDecoder::new(&packed[..]).read_to_string(&mut text).at("unpacking", &url)?;
-        index.add(&text, archive).map_err(|source| BuildError::Index { url, source })?;
+        index.add(&text, archive).map_err(|why| BuildError::Index { url, why })?;
     }
     Ok(())
 }

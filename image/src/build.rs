@@ -120,7 +120,7 @@ pub fn build(options: &BuildOptions, progress: &dyn Progress) -> Result<Built, B
     let unpacked = unpack(&loaded, lock, &read, progress)?;
     progress.stage(Stage::Kernel, image.kernel);
     let mut kernel = find_kernel(image.kernel, &unpacked)?;
-    let bad = |source| BuildError::Kernel { package: image.kernel.to_owned(), source };
+    let bad = |why| BuildError::Kernel { package: image.kernel.to_owned(), why };
     let recipe = &loaded.recipe;
     let early = kernel.select(&recipe.initrd_modules).map_err(bad)?;
     let late: Vec<String> = recipe.root_modules.iter().chain(&recipe.keep_modules).cloned().collect();
@@ -263,7 +263,7 @@ fn choose(
     progress.stage(Stage::Resolve, &format!("{} packages named", wanted.len()));
     let resolve = |wanted: &[String], leave_out: &[String]| {
         let chosen = resolve(&index, wanted, leave_out)
-            .map_err(|source| BuildError::Unresolvable { recipe: loaded.path.clone(), source })?;
+            .map_err(|why| BuildError::Unresolvable { recipe: loaded.path.clone(), why })?;
         Ok::<_, BuildError>(chosen.into_iter().map(Locked::of).collect())
     };
     let mut leave_out = recipe.leave_out.clone();
@@ -340,9 +340,9 @@ fn unpack(
             let bytes = read(locked)?;
             let kernel = locked.name.starts_with("linux-image-");
             let keep = |path: &str| kernel || Building::keeps(&loaded.recipe, path);
-            let package = deb::unpack(&bytes, &locked.name, &keep).map_err(|source| BuildError::Package {
+            let package = deb::unpack(&bytes, &locked.name, &keep).map_err(|why| BuildError::Package {
                 package: format!("{} {}", locked.name, locked.version),
-                source,
+                why,
             })?;
             mine.push((i, package));
             let now = done.fetch_add(locked.size, Ordering::Relaxed) + locked.size;
@@ -364,7 +364,7 @@ fn find_kernel(package: &str, unpacked: &[Unpacked]) -> Result<Kernel, BuildErro
     let with_image =
         unpacked.iter().find(|p| p.nodes.iter().any(|(path, _)| path.starts_with("boot/vmlinuz-")));
     let nodes = with_image.map_or(&[][..], |p| &p.nodes);
-    Kernel::of_package(nodes).map_err(|source| BuildError::Kernel { package: package.to_owned(), source })
+    Kernel::of_package(nodes).map_err(|why| BuildError::Kernel { package: package.to_owned(), why })
 }
 
 /// Packs a tree as EROFS and appends its hash tree.
@@ -394,7 +394,7 @@ fn pack_root(
         "--tar=f".to_owned(),
         path.display().to_string(),
     ];
-    tools.run("usr/bin/mkfs.erofs", &arguments, |pipe| {
+    tools.run("usr/bin/mkfs.erofs", &arguments, directory, |pipe| {
         tree.write_tar(BufWriter::with_capacity(1 << 20, pipe))
     })?;
     let mut file = fs::OpenOptions::new().read(true).write(true).open(&path).at("opening", &path)?;

@@ -67,20 +67,20 @@ pub enum BuildError {
         reason: Untrusted,
     },
     /// A package list can't be read.
-    #[error("package list of {url}: {source}")]
+    #[error("package list of {url}: {why}")]
     Index {
         /// Address.
         url: String,
         /// Why.
-        source: BadStanza,
+        why: BadStanza,
     },
     /// No set of packages fits.
-    #[error("choosing packages for {}: {source}", .recipe.display())]
+    #[error("choosing packages for {}: {why}", .recipe.display())]
     Unresolvable {
         /// Recipe.
         recipe: PathBuf,
         /// Why.
-        source: Unresolvable,
+        why: Unresolvable,
     },
     /// A lock file does not fit the recipe or can't be read.
     #[error("lock {}: {reason}", .path.display())]
@@ -91,20 +91,20 @@ pub enum BuildError {
         reason: String,
     },
     /// A package's content was refused.
-    #[error("package {package}: {source}")]
+    #[error("package {package}: {why}")]
     Package {
         /// Name and version.
         package: String,
         /// Why.
-        source: BadPackage,
+        why: BadPackage,
     },
     /// The kernel package lacks something.
-    #[error("kernel package {package}: {source}")]
+    #[error("kernel package {package}: {why}")]
     Kernel {
         /// Name.
         package: String,
         /// What is wrong.
-        source: BadKernel,
+        why: BadKernel,
     },
     /// A program of labshift that the recipe names was not found.
     #[error("program @{name} is not in {}: run \"make build\", or name the directory with --programs", .directory.display())]
@@ -133,15 +133,14 @@ pub enum BuildError {
         output: String,
     },
     /// A file or directory.
-    #[error("{doing} {}: {}", .path.display(), said(.source))]
+    #[error("{doing} {}: {}", .path.display(), said(.why))]
     Io {
         /// What was tried, as a gerund (`writing`).
         doing: &'static str,
         /// Which file.
         path: PathBuf,
         /// Why not.
-        #[source]
-        source: io::Error,
+        why: io::Error,
     },
     /// The signing key can't be used.
     #[error("signing key {}: {reason}", .path.display())]
@@ -194,6 +193,6 @@ pub(crate) trait At<T> {
 
 impl<T> At<T> for io::Result<T> {
     fn at(self, doing: &'static str, path: impl Into<PathBuf>) -> Result<T, BuildError> {
-        self.map_err(|source| BuildError::Io { doing, path: path.into(), source })
+        self.map_err(|why| BuildError::Io { doing, path: path.into(), why })
     }
 }

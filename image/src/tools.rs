@@ -46,7 +46,7 @@ impl Tools {
             let keep = |path: &str| !path.starts_with("usr/share/");
             let package = format!("{} {}", locked.name, locked.version);
             let unpacked = deb::unpack(&read(i)?, &locked.name, &keep)
-                .map_err(|source| BuildError::Package { package, source })?;
+                .map_err(|why| BuildError::Package { package, why })?;
             for (path, node) in unpacked.nodes {
                 tree.put(&path, node);
             }
@@ -72,17 +72,21 @@ impl Tools {
         fs::read(&path).at("reading", &path)
     }
 
-    /// Runs a program with `feed` writing to its standard input.
+    /// Runs a program with `feed` writing to its standard input; it writes below `workplace`.
     pub fn run(
         &self,
         program: &str,
         arguments: &[String],
+        workplace: &Path,
         feed: impl FnOnce(&mut dyn Write) -> std::io::Result<()> + Send,
     ) -> Result<(), BuildError> {
         let library = |d: &str| self.directory.join(d).display().to_string();
         let libraries = [library("usr/lib/x86_64-linux-gnu"), library("usr/lib")].join(":");
         let loader = self.directory.join(LOADER);
-        let mut child = Command::new(&loader)
+        // The user's umask shows in what mkfs.erofs writes (the mode of its packed inode): every builder has this one.
+        let mut child = Command::new("/bin/sh")
+            .args(["-c", "umask 022; exec \"$@\"", "sh"])
+            .arg(&loader)
             .args(["--library-path", &libraries])
             .arg(self.directory.join(program))
             .args(arguments)
@@ -106,6 +110,9 @@ impl Tools {
         let (fed, output) = fed;
         let output = output.at("running", program)?;
         if !output.status.success() {
+            if let Some(full) = full_disk(workplace) {
+                return Err(full);
+            }
             let text = [output.stderr, output.stdout].concat();
             let text = String::from_utf8_lossy(&text).into_owned();
             let mut last: Vec<&str> = text.lines().rev().take(6).collect();
@@ -125,6 +132,17 @@ impl Tools {
             }),
         }
     }
+}
+
+/// Tools report a full disk in many ways: looked at here, it is said in one.
+fn full_disk(directory: &Path) -> Option<BuildError> {
+    let space = nix::sys::statvfs::statvfs(directory).ok()?;
+    let left = space.blocks_available() as u64 * space.fragment_size() as u64;
+    (left < 1 << 20).then(|| BuildError::Io {
+        doing: "writing in",
+        path: directory.to_owned(),
+        why: std::io::ErrorKind::StorageFull.into(),
+    })
 }
 
 /// Writes a tree into a directory; owners are not kept.

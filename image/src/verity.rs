@@ -69,6 +69,21 @@ mod tests {
         }
     }
 
+    /// What veritysetup 2.6.1 prints and writes for this data (`--no-superblock --hash=sha256 --salt=00112233`).
+    #[test]
+    fn agrees_with_veritysetup() {
+        let data: Vec<u8> = (0..300 * BLOCK).map(|i| (i * 7 + i / BLOCK) as u8).collect();
+        let sealed = seal(&data[..], &[0x00, 0x11, 0x22, 0x33]).unwrap();
+        assert_eq!(
+            hex::encode(sealed.root_hash),
+            "c5fdb4c3f54aa688fac19952050a1bfd1462cecd5ed8f1ce6ae7d1a3233f85e3"
+        );
+        assert_eq!(
+            hex::encode(Sha256::digest(&sealed.tree)),
+            "d1d65bb3f74f1c542f1170a86b10a9a22b803005db9b23e2aeaf8a65020b4143"
+        );
+    }
+
     #[test]
     fn a_flipped_bit_shows() {
         let mut data = vec![0; 300 * BLOCK];
