@@ -212,3 +212,114 @@ fn explain(error: &ureq::Error) -> String {
         other => other.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{io::BufRead, net::TcpListener, sync::mpsc};
+
+    use super::*;
+
+    /// A server that answers each connection with the next of `answers`, and tells what was asked.
+    fn server(answers: Vec<Vec<u8>>) -> (String, mpsc::Receiver<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/pool/x.deb", listener.local_addr().unwrap());
+        let (tell, asked) = mpsc::channel();
+        std::thread::spawn(move || {
+            for answer in answers {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut request = String::new();
+                for line in std::io::BufReader::new(&stream).lines().map_while(Result::ok) {
+                    if line.is_empty() {
+                        break;
+                    }
+                    request += &format!("{}\n", line.to_lowercase());
+                }
+                let _ = tell.send(request);
+                let _ = stream.write_all(&answer);
+            }
+        });
+        (url, asked)
+    }
+
+    fn answer(status: &str, length: usize, body: &[u8]) -> Vec<u8> {
+        let head = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+        [head.as_bytes(), body].concat()
+    }
+
+    fn expected(content: &[u8]) -> Expected {
+        Expected { size: content.len() as u64, sha256: hex::encode(Sha256::digest(content)) }
+    }
+
+    fn cache() -> (tempfile::TempDir, Cache) {
+        let directory = tempfile::tempdir().unwrap();
+        let mut cache = Cache::open(directory.path(), None).unwrap();
+        // The tests' server is on this machine: no proxy of the environment in between.
+        cache.agent =
+            ureq::Agent::config_builder().http_status_as_error(false).proxy(None).build().new_agent();
+        (directory, cache)
+    }
+
+    #[test]
+    fn goes_on_where_the_connection_broke() {
+        let content = b"0123456789".repeat(100);
+        let (url, asked) = server(vec![
+            answer("200 OK", content.len(), &content[..300]),
+            answer("206 Partial Content", content.len() - 300, &content[300..]),
+        ]);
+        let (_directory, cache) = cache();
+        assert_eq!(cache.get(&url, &expected(&content)).unwrap(), content);
+        assert!(!asked.recv().unwrap().contains("range:"));
+        assert!(asked.recv().unwrap().contains("range: bytes=300-"));
+        // From here on without a server.
+        assert_eq!(cache.get(&url, &expected(&content)).unwrap(), content);
+    }
+
+    #[test]
+    fn a_server_without_ranges_starts_again() {
+        let content = b"abc".repeat(1000);
+        let (url, _asked) = server(vec![
+            answer("200 OK", content.len(), &content[..9]),
+            answer("200 OK", content.len(), &content),
+        ]);
+        let (_directory, cache) = cache();
+        assert_eq!(cache.get(&url, &expected(&content)).unwrap(), content);
+    }
+
+    #[test]
+    fn refuses_other_bytes_and_keeps_none_of_them() {
+        let content = b"right";
+        for wrong in [&b"wrong"[..], b"right and more"] {
+            let (url, _asked) = server(vec![answer("200 OK", wrong.len(), wrong)]);
+            let (directory, cache) = cache();
+            let error = cache.get(&url, &expected(content)).unwrap_err();
+            assert!(matches!(error, BuildError::Mismatch { .. }), "{error}");
+            assert!(!cache.has(&expected(content)));
+            let kept = directory.path().join("partial").join(expected(content).sha256);
+            assert!(!kept.exists() || fs::metadata(kept).unwrap().len() <= content.len() as u64);
+        }
+    }
+
+    #[test]
+    fn damage_on_disk_is_fetched_again() {
+        let content = b"content".to_vec();
+        let (url, _asked) = server(vec![answer("200 OK", 7, &content), answer("200 OK", 7, &content)]);
+        let (_directory, cache) = cache();
+        cache.get(&url, &expected(&content)).unwrap();
+        fs::write(cache.object(&expected(&content).sha256), b"c0ntent").unwrap();
+        assert_eq!(cache.get(&url, &expected(&content)).unwrap(), content);
+    }
+
+    #[test]
+    fn says_what_the_server_said() {
+        let (url, _asked) = server(vec![
+            answer("500 Oops", 0, b""),
+            answer("500 Oops", 0, b""),
+            answer("500 Oops", 0, b""),
+            answer("404 Not Found", 0, b""),
+        ]);
+        let (_directory, cache) = cache();
+        let error = cache.get(&url, &expected(b"x")).unwrap_err().to_string();
+        assert!(error.contains("status 500"), "{error}");
+        assert_eq!(cache.small(&url).unwrap(), None);
+    }
+}
