@@ -299,7 +299,7 @@ impl Workstation {
     fn arguments(&self) -> Result<Vec<String>, WorkstationError> {
         let Hardware { name, mac, firmware, memory_mib, cpus } = &self.hardware;
         let mut text = format!(
-            "-name {name} -nodefaults -no-user-config -machine q35,accel=tcg -accel tcg,thread=multi -cpu max -smp {cpus} -m {memory_mib} \
+            "-name {name} -nodefaults -no-user-config -machine q35 -accel tcg,thread=multi -cpu max -smp {cpus} -m {memory_mib} \
              -display none -device virtio-vga,xres=1280,yres=800 -device virtio-rng-pci \
              -netdev stream,id=net0,server=off,addr.type=unix,addr.path={name}.wire \
              -device e1000e,netdev=net0,mac={mac},bootindex=1,id=nic0 \
