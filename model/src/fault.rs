@@ -76,7 +76,12 @@ impl<'t> Source<'t> {
 
     /// The top-level table.
     pub fn root(&self) -> Section<'_, 't> {
-        Section { source: self, table: self.root.get_ref(), span: self.root.span(), known: RefCell::default() }
+        Section {
+            source: self,
+            table: self.root.get_ref(),
+            span: self.root.span(),
+            known: RefCell::default(),
+        }
     }
 
     /// Adds a fault at a byte range of the text.
@@ -299,7 +304,9 @@ mod tests {
         let seen: Vec<_> = faults.faults.iter().map(|f| (f.line, f.column)).collect();
         assert_eq!(seen, [(1, 8), (2, 1), (4, 9)]);
         assert_eq!(faults.faults[1].help, "did you mean \"packages\"?");
-        assert!(faults.to_string().starts_with("x.toml: 3 mistakes\n\nx.toml:1:8: \"name\" must be a string"));
+        assert!(
+            faults.to_string().starts_with("x.toml: 3 mistakes\n\nx.toml:1:8: \"name\" must be a string")
+        );
     }
 
     #[test]

@@ -47,8 +47,8 @@ impl FromStr for MacAddr {
     /// Accepts `:` or `-` between the bytes, or no separator at all.
     fn from_str(text: &str) -> Result<Self, BadMac> {
         let bad = || BadMac(text.to_owned());
-        let separated = text.len() == 17
-            && text.bytes().enumerate().all(|(i, b)| (i % 3 != 2) || b == b':' || b == b'-');
+        let separated =
+            text.len() == 17 && text.bytes().enumerate().all(|(i, b)| (i % 3 != 2) || b == b':' || b == b'-');
         let digits: String = match (separated, text.len()) {
             (true, _) => text.split([':', '-']).collect(),
             (false, 12) => text.to_owned(),

@@ -92,7 +92,9 @@ pub struct Signature {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// The signing key is none of the trusted ones.
-    #[error("manifest is signed by key {0}, which this machine does not trust; build the image with a trusted key")]
+    #[error(
+        "manifest is signed by key {0}, which this machine does not trust; build the image with a trusted key"
+    )]
     UnknownKey(String),
     /// The signature is not one of these bytes.
     #[error("manifest signature does not match its content; the image was changed after it was signed")]
@@ -123,7 +125,10 @@ impl Manifest {
         let manifest: Manifest =
             serde_json::from_slice(bytes).map_err(|e| Refused::Unreadable(e.to_string()))?;
         if manifest.schema != SCHEMA {
-            return Err(Refused::Unreadable(format!("schema {}, this program reads {SCHEMA}", manifest.schema)));
+            return Err(Refused::Unreadable(format!(
+                "schema {}, this program reads {SCHEMA}",
+                manifest.schema
+            )));
         }
         Ok(manifest)
     }
@@ -210,7 +215,10 @@ mod tests {
         let bytes = manifest().to_bytes();
         let signature = sign(&bytes, &key);
         let trusted = trusted_keys(&format!("# lab key\n{}\n", signature.key));
-        assert_eq!(Manifest::verify(&bytes, &signature, &trusted, Some(&generation_of(&bytes))), Ok(manifest()));
+        assert_eq!(
+            Manifest::verify(&bytes, &signature, &trusted, Some(&generation_of(&bytes))),
+            Ok(manifest())
+        );
 
         assert!(matches!(Manifest::verify(&bytes, &signature, &[], None), Err(Refused::UnknownKey(_))));
         let mut flipped = bytes.clone();

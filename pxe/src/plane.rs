@@ -11,6 +11,7 @@ use axum::Router;
 use labshift_model::boot::{Directory, Journal};
 use nix::{
     errno::Errno,
+    ifaddrs::{InterfaceAddress, getifaddrs},
     net::if_::if_nametoindex,
     sys::socket::{
         AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket,
@@ -48,7 +49,7 @@ pub enum BindError {
     NoInterface(String),
     /// Our address is not there.
     #[error(
-        "{address} is not an address of this machine; add it: ip address add {address}/{prefix} dev {interface}"
+        "{address} is not an address of interface {interface}; add it: ip address add {address}/{prefix} dev {interface}"
     )]
     NoAddress {
         /// The address.
@@ -121,6 +122,10 @@ impl BootPlane {
         }
         let interface = if_nametoindex(config.interface.as_str())
             .map_err(|_| BindError::NoInterface(config.interface.clone()))?;
+        if !has_address(&config) {
+            let (address, prefix) = (config.server_address, config.prefix);
+            return Err(BindError::NoAddress { address, prefix, interface: config.interface });
+        }
         let tftp = open(&config, config.server_address, TFTP_PORT, false)?;
         let dhcp = match config.mode {
             Mode::Off => None,
@@ -188,6 +193,15 @@ impl BootPlane {
             () = shutdown => Ok(()),
         }
     }
+}
+
+/// Asked of the interface itself: the kernel may let a socket take an address that is elsewhere, or nowhere.
+fn has_address(config: &Config) -> bool {
+    let own = |address: InterfaceAddress| {
+        let ip = address.address.as_ref()?.as_sockaddr_in()?.ip();
+        Some(address.interface_name == config.interface && ip == config.server_address)
+    };
+    getifaddrs().is_ok_and(|mut all| all.any(|address| own(address) == Some(true)))
 }
 
 fn asynchronous(socket: UdpSocket) -> io::Result<AsyncSocket> {

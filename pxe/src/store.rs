@@ -38,12 +38,12 @@ pub enum NotServed {
         reason: String,
     },
     /// The disk did not give it.
-    #[error("{path}: {source}")]
+    #[error("{path}: {reason}")]
     Unreadable {
         /// File on disk.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        reason: io::Error,
     },
 }
 
@@ -62,7 +62,7 @@ pub fn open(store: &Path, name: &str, generation: &str, file: &str) -> Result<Pu
         }
     };
     let opened = File::open(&path).and_then(|f| f.metadata().map(|m| (f, m)));
-    let (file, metadata) = opened.map_err(|source| NotServed::Unreadable { path: path.clone(), source })?;
+    let (file, metadata) = opened.map_err(|reason| NotServed::Unreadable { path: path.clone(), reason })?;
     if !metadata.is_file() {
         return Err(NotServed::Damaged { path, reason: "is not a file".to_owned() });
     }
@@ -101,9 +101,9 @@ fn directory(store: &Path, name: &str, generation: &str, file: &str) -> Result<P
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, NotServed> {
-    std::fs::read(path).map_err(|source| match source.kind() {
+    std::fs::read(path).map_err(|reason| match reason.kind() {
         io::ErrorKind::NotFound => NotServed::Unknown(path.display().to_string()),
-        _ => NotServed::Unreadable { path: path.to_owned(), source },
+        _ => NotServed::Unreadable { path: path.to_owned(), reason },
     })
 }
 

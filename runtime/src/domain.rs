@@ -1,7 +1,8 @@
 //! A guest's libvirt domain: a pure function from specification and verified image to XML.
 //!
 //! Paths, UUID and hardware address follow from the guest's name and image alone, so a saved guest finds the
-//! same files on every node. Format: <https://libvirt.org/formatdomain.html>.
+//! same files on every node. Devices sit on the root bus: each PCIe port in front of one would cost the guest's
+//! kernel a part of a second. Format: <https://libvirt.org/formatdomain.html>.
 
 use std::{
     fmt::{self, Write},
@@ -75,12 +76,14 @@ pub fn xml(source: &Source<'_>) -> String {
         let _ = devices.write_fmt(part);
     };
     add(format_args!(
-        "    <disk type='file' device='disk'>
+        "    <controller type='usb' model='none'/>
+    <disk type='file' device='disk'>
       <driver name='qemu' type='raw'/>
       <source file='{}'/>
       <target dev='vda' bus='virtio'/>
       <readonly/>
       <shareable/>
+      <address type='pci' bus='0x00' slot='0x03'/>
     </disk>
 ",
         file(image, paths::ROOT)
@@ -91,6 +94,7 @@ pub fn xml(source: &Source<'_>) -> String {
       <driver name='qemu' type='qcow2' discard='unmap'/>
       <source file='{}'/>
       <target dev='vdb' bus='virtio'/>
+      <address type='pci' bus='0x00' slot='0x04'/>
     </disk>
 ",
             file(directory, DISK)
@@ -101,6 +105,7 @@ pub fn xml(source: &Source<'_>) -> String {
       <source bridge='{BRIDGE}'/>
       <mac address='{}'/>
       <model type='virtio'/>
+      <address type='pci' bus='0x00' slot='0x02'/>
     </interface>
     <serial type='file'>
       <source path='{}' append='off'/>
@@ -108,6 +113,7 @@ pub fn xml(source: &Source<'_>) -> String {
     </serial>
     <rng model='virtio'>
       <backend model='random'>/dev/urandom</backend>
+      <address type='pci' bus='0x00' slot='0x05'/>
     </rng>
     <memballoon model='none'/>
 ",
@@ -118,6 +124,7 @@ pub fn xml(source: &Source<'_>) -> String {
         add(format_args!(
             "    <vsock model='virtio'>
       <cid auto='no' address='{}'/>
+      <address type='pci' bus='0x00' slot='0x06'/>
     </vsock>
 ",
             spec.cid
@@ -128,7 +135,9 @@ pub fn xml(source: &Source<'_>) -> String {
         match spec.role {
             // No port is opened: the kiosk gets a socket from libvirt.
             Role::Desktop =>
-                "    <input type='tablet' bus='virtio'/>
+                "    <input type='tablet' bus='virtio'>
+      <address type='pci' bus='0x00' slot='0x07'/>
+    </input>
     <graphics type='vnc'>
       <listen type='none'/>
     </graphics>
@@ -136,6 +145,7 @@ pub fn xml(source: &Source<'_>) -> String {
       <model type='virtio' heads='1' primary='yes'>
         <resolution x='1280' y='800'/>
       </model>
+      <address type='pci' bus='0x00' slot='0x01'/>
     </video>
 ",
             Role::Batch =>

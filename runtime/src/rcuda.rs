@@ -119,9 +119,9 @@ async fn run(mut requests: mpsc::Receiver<Request>, state: watch::Sender<State>)
 async fn start(child: &mut Option<Child>, state: &watch::Sender<State>) -> Result<(), String> {
     if child.is_none() {
         let mut command = Command::new(SERVER);
-        command.args(["--listen", &format!("unix:{}", paths::RCUDA_SOCKET)]);
+        command.args(["--unix", paths::RCUDA_SOCKET]);
         if std::path::Path::new("/dev/vhost-vsock").exists() {
-            command.args(["--listen", &format!("vsock:{}:{}", u32::MAX, paths::RCUDA_VSOCK_PORT)]);
+            command.args(["--vsock-port", &paths::RCUDA_VSOCK_PORT.to_string()]);
         }
         let started = command.stdin(Stdio::null()).kill_on_drop(true).spawn();
         *child = Some(started.map_err(|e| format!("{SERVER}: {e}"))?);

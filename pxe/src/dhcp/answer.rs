@@ -88,8 +88,8 @@ pub fn answer(
 
 /// The network that the client sits on, so that a relayed client gets an address it can use.
 fn subnet_of(request: &Request, source: Ipv4Addr, config: &Config) -> Option<Subnet> {
-    let relayed = !request.giaddr.is_unspecified();
-    if !relayed && (source.is_unspecified() || config.local().contains(source)) {
+    let here = request.ciaddr.is_unspecified() || source.is_unspecified() || config.local().contains(source);
+    if request.giaddr.is_unspecified() && here {
         return Some(config.local());
     }
     config.subnet_of(request.network()?)

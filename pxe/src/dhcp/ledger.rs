@@ -24,12 +24,12 @@ const SLACK: usize = 4096;
 
 /// The file could not be read or written.
 #[derive(Debug, thiserror::Error)]
-#[error("lease ledger {path}: {source}")]
+#[error("lease ledger {path}: {reason}")]
 pub struct LedgerError {
     /// Which file.
     pub path: PathBuf,
     /// Why.
-    pub source: io::Error,
+    pub reason: io::Error,
 }
 
 /// The open ledger.
@@ -46,7 +46,7 @@ impl Ledger {
     /// Opens the ledger of a state directory, creating both when they are new, and gives what it says.
     pub fn open(state: &Path) -> Result<(Self, Vec<Lease>), LedgerError> {
         let path = state.join(NAME);
-        let fault = |source| LedgerError { path: path.clone(), source };
+        let fault = |reason| LedgerError { path: path.clone(), reason };
         fs::create_dir_all(state).map_err(fault)?;
         let bytes = match fs::read(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => vec![],
@@ -66,7 +66,7 @@ impl Ledger {
         let written = self.file.write_all(lines.as_bytes()).and_then(|()| self.file.sync_data());
         self.torn = written.is_err();
         self.lines += changes.len();
-        written.map_err(|source| LedgerError { path: self.path.clone(), source })
+        written.map_err(|reason| LedgerError { path: self.path.clone(), reason })
     }
 
     /// Whether to [`Ledger::compact`] instead of appending: it would save much, or the end of the file is torn.
@@ -77,7 +77,7 @@ impl Ledger {
     /// Writes the file anew with just these leases.
     pub fn compact(&mut self, leases: &[Lease]) -> Result<(), LedgerError> {
         self.file =
-            rewrite(&self.path, leases).map_err(|source| LedgerError { path: self.path.clone(), source })?;
+            rewrite(&self.path, leases).map_err(|reason| LedgerError { path: self.path.clone(), reason })?;
         self.lines = leases.len();
         self.torn = false;
         Ok(())

@@ -278,6 +278,8 @@ fn replies_go_where_the_client_can_hear_them() {
     let deaf = Ask { broadcast: true, ..plain };
     assert_eq!(to(&mut bench, &deaf), Destination::Broadcast);
     bench.boot(FIXED);
+    let stray = bench.feed(&Ask::discover(POOLED).bytes(), "192.168.200.1:68", Port::Dhcp);
+    assert_eq!(stray.replies.len(), 1, "on our wire, with an address of another network still set");
     let renewing = Ask { ciaddr: FIXED_ADDRESS, ..Ask::of(3, FIXED) };
     assert_eq!(to(&mut bench, &renewing), Destination::Socket("10.77.0.11:68".parse().expect("an address")));
     let wrong = Ask::of(3, POOLED).with(50, &FIXED_ADDRESS.octets());

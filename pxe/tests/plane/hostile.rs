@@ -88,7 +88,7 @@ fn case_15_no_packet_breaks_the_server_or_gets_a_senseless_answer() {
             for reply in &answer.replies {
                 let message = read(&reply.bytes);
                 assert!(reply.bytes.len() <= 1472, "{round}");
-                assert_eq!(&message.chaddr()[..], &packet[28..34]);
+                assert_eq!(message.chaddr(), &packet[28..34]);
                 assert_eq!(message.xid().to_be_bytes(), packet[4..8]);
                 if let Destination::Card(address, _) = reply.to {
                     assert!(bench.config.local().is_host(address), "{round}: {address}");

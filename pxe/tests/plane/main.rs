@@ -5,4 +5,5 @@ mod dhcp;
 mod fake;
 mod hostile;
 mod http;
+mod namespace;
 mod tftp;

@@ -45,17 +45,23 @@ fn request(path: &str, options: &[(&str, &str)]) -> Vec<u8> {
 }
 
 /// What a client that follows the RFCs, on a line that loses packets, ends up with.
-struct Client {
+pub struct Client {
     socket: UdpSocket,
     percent: u64,
     seed: u64,
-    accepted: Vec<String>,
+    /// Words of the OACK.
+    pub accepted: Vec<String>,
     data_packets: u64,
 }
 
 impl Client {
     async fn new(percent: u64) -> Self {
-        let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+        Client::on(([127, 0, 0, 1], 0).into(), percent).await
+    }
+
+    /// Sends from this address and loses so many packets of a hundred, both ways.
+    pub async fn on(address: SocketAddr, percent: u64) -> Self {
+        let socket = UdpSocket::bind(address).await.expect("a port");
         Client { socket, percent, seed: percent + 1, accepted: vec![], data_packets: 0 }
     }
 
@@ -70,7 +76,7 @@ impl Client {
         }
     }
 
-    async fn get(
+    pub async fn get(
         &mut self,
         server: SocketAddr,
         path: &str,

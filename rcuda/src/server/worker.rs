@@ -22,7 +22,7 @@ use nix::{
     unistd::{Gid, Uid, alarm, dup2_stdin, dup2_stdout, getppid, setgid, setgroups, setuid},
 };
 
-use super::{account::Account, ledger::Ledger, platform::Source, session::Session};
+use super::{account::Account, ledger::Ledger, platform::Source, report, session::Session};
 use crate::wire::{
     endpoint::Connection,
     frame::{self, WireError},

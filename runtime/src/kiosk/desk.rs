@@ -3,7 +3,7 @@
 //! ```text
 //!            +----------- no screen: look again each second ------------+
 //!            v                                                          |
-//!  commands -> page -- show guest, first picture --> guest -- closed, status --> page
+//!  commands -> page -- show guest, first lit picture --> guest -- closed, status --> page
 //!                              warning: a banner over both
 //! ```
 //!
@@ -42,6 +42,10 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const CHECK_MONITOR: Duration = Duration::from_secs(10);
 /// Input is told to the runtime at most this often.
 const TELL_INPUT: Duration = Duration::from_secs(1);
+/// A picture with less light than this is a machine that starts: firmware's or kernel's text on black.
+const LIT_PERCENT: u32 = 10;
+/// After this long a guest is shown whatever its picture is: a person can then see what it hangs at.
+const SHOW_ANYWAY: Duration = Duration::from_secs(60);
 /// The page's size while there is no screen.
 const UNSEEN: (u32, u32) = (1024, 768);
 
@@ -58,6 +62,8 @@ pub struct Desk {
     view: View,
     guest: Option<Guest>,
     first_frame: bool,
+    /// When the first pixels came of a guest that is not shown yet.
+    waiting: Option<Instant>,
     told: Told,
 }
 
@@ -89,6 +95,7 @@ impl Desk {
             view: View::new(UNSEEN.0, UNSEEN.1, status),
             guest: None,
             first_frame: false,
+            waiting: None,
             told: Told::default(),
         })
     }
@@ -97,6 +104,7 @@ impl Desk {
     pub fn run(mut self) -> io::Result<()> {
         loop {
             self.look_for_screen()?;
+            self.reveal();
             self.draw()?;
             let ready = self.wait()?;
             if ready.signal {
@@ -134,7 +142,7 @@ impl Desk {
             fds.push(PollFd::new(guest.fd(), flags));
         }
         let pause = match (&self.screen, self.devices.is_watching()) {
-            (Some(_), true) => CHECK_MONITOR,
+            (Some(_), true) if self.waiting.is_none() => CHECK_MONITOR,
             _ => LOOK_AGAIN,
         };
         let pause = PollTimeout::try_from(pause).unwrap_or(PollTimeout::NONE);
@@ -260,6 +268,7 @@ impl Desk {
             match command {
                 Ok(Command::Status(status)) => {
                     self.guest = None;
+                    self.waiting = None;
                     self.view.show_status(status);
                 }
                 Ok(Command::Guest) if self.fds.is_empty() => {
@@ -281,6 +290,7 @@ impl Desk {
     pub fn show(&mut self, display: OwnedFd) -> io::Result<()> {
         self.view.show_page();
         self.first_frame = false;
+        self.waiting = None;
         self.guest = Some(Guest::new(display)?);
         Ok(())
     }
@@ -316,7 +326,7 @@ impl Desk {
                 rfb::Event::PointerMode { .. } => {}
                 rfb::Event::UpdateDone { pixels } => {
                     if pixels && self.view.guest().is_none() {
-                        self.view.show_guest(size(guest));
+                        self.waiting.get_or_insert_with(Instant::now);
                     }
                     guest.ask_for_update(true);
                 }
@@ -325,8 +335,19 @@ impl Desk {
         Ok(())
     }
 
+    /// Shows a guest that has waited behind the page, once its picture is worth it.
+    fn reveal(&mut self) {
+        let (Some(since), Some(guest)) = (self.waiting, &self.guest) else { return };
+        let picture = guest.picture();
+        if picture.lit_percent() >= LIT_PERCENT || since.elapsed() >= SHOW_ANYWAY {
+            self.waiting = None;
+            self.view.show_guest((picture.width(), picture.height()));
+        }
+    }
+
     fn lose_guest(&mut self, lost: &Lost) -> io::Result<()> {
         self.guest = None;
+        self.waiting = None;
         self.view.show_page();
         tell(&Event::Closed { reason: chain(lost) })
     }

@@ -48,6 +48,17 @@ impl Picture {
         self.row(y).get(x as usize).copied().unwrap_or(0)
     }
 
+    /// How much of it is not black, in percent, judged by one pixel in sixteen.
+    pub fn lit_percent(&self) -> u32 {
+        let rows = (0..self.height).step_by(4).map(|y| self.row(y));
+        let (mut lit, mut seen) = (0u64, 0u64);
+        for pixel in rows.flat_map(|row| row.iter().step_by(4)) {
+            seen += 1;
+            lit += u64::from(*pixel & 0xff_ff_ff != 0);
+        }
+        (lit * 100).checked_div(seen).unwrap_or(0) as u32
+    }
+
     /// Fills what of `rect` lies inside.
     pub fn fill(&mut self, rect: Rect, colour: u32) {
         let Some(r) = rect.intersection(self.bounds()) else { return };
@@ -120,6 +131,17 @@ mod tests {
         assert_eq!(up.pixels, [2, 3, 4, 5, 5]);
         up.copy_within(Rect::new(0, 0, 1, 5), 0, 3);
         assert_eq!(up.pixels, [2, 3, 4, 2, 3]);
+    }
+
+    #[test]
+    fn text_on_black_is_little_light() {
+        let mut p = Picture::new(64, 64, 0);
+        assert_eq!(p.lit_percent(), 0);
+        p.fill(Rect::new(0, 0, 64, 4), 0xaaaaaa);
+        assert_eq!(p.lit_percent(), 6);
+        p.fill(Rect::new(0, 0, 64, 64), 0x0f4c5c);
+        assert_eq!(p.lit_percent(), 100);
+        assert_eq!(Picture::default().lit_percent(), 0);
     }
 
     #[test]

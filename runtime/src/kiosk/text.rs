@@ -65,35 +65,49 @@ pub fn draw(picture: &mut Picture, (x, y): (u32, u32), weight: Weight, height: u
 }
 
 /// How much of a target pixel the glyph covers. The raster is sampled between its pixels and the edge then made as
-/// steep as the enlargement, so that large letters stay crisp instead of showing the raster's own soft edge.
+/// steep as the enlargement and the smoothing ask, so that large letters stay crisp instead of showing the raster's own soft edge.
 fn coverage(raster: &[&[u8]], (column, row): (u32, u32), height: u32) -> u8 {
     let scale = RASTER_PIXELS as f32 / height as f32;
+    let at = |x: i32, y: i32| -> f32 {
+        let pixel = usize::try_from(y).ok().and_then(|y| raster.get(y)).zip(usize::try_from(x).ok());
+        pixel.and_then(|(row, x)| row.get(x)).map_or(0.0, |v| f32::from(*v) / 255.0)
+    };
     let sample = |fx: f32, fy: f32| -> f32 {
         let (x0, y0) = (fx.floor(), fy.floor());
-        let at = |x: f32, y: f32| -> f32 {
-            if x < 0.0 || y < 0.0 {
-                return 0.0;
-            }
-            raster.get(y as usize).and_then(|r| r.get(x as usize)).map_or(0.0, |v| f32::from(*v) / 255.0)
-        };
-        let (dx, dy) = (fx - x0, fy - y0);
-        let top = at(x0, y0) * (1.0 - dx) + at(x0 + 1.0, y0) * dx;
-        let low = at(x0, y0 + 1.0) * (1.0 - dx) + at(x0 + 1.0, y0 + 1.0) * dx;
-        top * (1.0 - dy) + low * dy
+        let weights = if scale >= 0.99 { linear } else { spline };
+        let (across, down) = (weights(fx - x0), weights(fy - y0));
+        let row = |y: i32| (0..4).map(|i| at(x0 as i32 + i - 1, y) * across[i as usize]).sum::<f32>();
+        (0..4).map(|i| row(y0 as i32 + i - 1) * down[i as usize]).sum()
     };
     let centre = |v: u32, shift: f32| (v as f32 + 0.5 + shift) * scale - 0.5;
-    let value = if scale > 1.0 {
-        // Shrinking: the mean of four places under the pixel.
+    let value = if scale >= 0.99 {
+        // Not enlarged: the mean of four places under the pixel.
         [(-0.25, -0.25), (0.25, -0.25), (-0.25, 0.25), (0.25, 0.25)]
             .iter()
             .map(|(sx, sy)| sample(centre(column, *sx), centre(row, *sy)))
             .sum::<f32>()
             / 4.0
     } else {
-        let steep = (1.0 / scale).min(4.0);
+        let steep = (1.6 / scale).min(6.0);
         ((sample(centre(column, 0.0), centre(row, 0.0)) - 0.5) * steep + 0.5).clamp(0.0, 1.0)
     };
     (value * 255.0) as u8
+}
+
+/// Weights of four neighbours, of which the middle two count.
+fn linear(t: f32) -> [f32; 4] {
+    [0.0, 1.0 - t, t, 0.0]
+}
+
+/// Weights of four neighbours in a cubic B-spline: smooth, so that enlarged curves do not show the raster's steps.
+fn spline(t: f32) -> [f32; 4] {
+    let (t2, t3) = (t * t, t * t * t);
+    [
+        (1.0 - 3.0 * t + 3.0 * t2 - t3) / 6.0,
+        (4.0 - 6.0 * t2 + 3.0 * t3) / 6.0,
+        (1.0 + 3.0 * t + 3.0 * t2 - 3.0 * t3) / 6.0,
+        t3 / 6.0,
+    ]
 }
 
 #[cfg(test)]

@@ -1,0 +1,199 @@
+//! Why a build did not come to an image.
+
+use std::{io, path::PathBuf};
+
+use labshift_model::fault::Faults;
+
+use crate::{
+    deb::BadPackage, index::BadStanza, kernel::BadKernel, release::Untrusted, resolve::Unresolvable,
+};
+
+/// Why a build, a lock or an inspection failed. Each says what is wrong, where, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The recipe (or its base) has mistakes.
+    #[error(transparent)]
+    Recipe(#[from] Faults),
+    /// No such recipe file.
+    #[error("no recipe {}{}", .path.display(), hint(.near))]
+    NoRecipe {
+        /// What was asked for.
+        path: PathBuf,
+        /// The nearest recipe in the same directory.
+        near: Option<String>,
+    },
+    /// The recipe can be read, but not built.
+    #[error("recipe {}: {reason}", .path.display())]
+    Unusable {
+        /// Recipe.
+        path: PathBuf,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// No mirror is known.
+    #[error(
+        "no Debian mirror found in {looked}; name one with --mirror http://HOST/debian, or in the recipe: mirrors = [...]"
+    )]
+    NoMirror {
+        /// Where apt's sources were looked for.
+        looked: String,
+    },
+    /// A mirror did not give a file.
+    #[error("fetching {url}: {reason}")]
+    Fetch {
+        /// Address.
+        url: String,
+        /// Why.
+        reason: String,
+    },
+    /// Bytes from a mirror or the cache are not what they should be.
+    #[error(
+        "{what} has {found}, expected {expected}; the mirror may be in the middle of an update: try again, or use another with --mirror"
+    )]
+    Mismatch {
+        /// File.
+        what: String,
+        /// Wanted size or hash.
+        expected: String,
+        /// What came.
+        found: String,
+    },
+    /// A package list's signature was refused.
+    #[error("package list {url} is refused: {reason}")]
+    Untrusted {
+        /// Address.
+        url: String,
+        /// Why.
+        reason: Untrusted,
+    },
+    /// A package list can't be read.
+    #[error("package list of {url}: {source}")]
+    Index {
+        /// Address.
+        url: String,
+        /// Why.
+        source: BadStanza,
+    },
+    /// No set of packages fits.
+    #[error("choosing packages for {}: {source}", .recipe.display())]
+    Unresolvable {
+        /// Recipe.
+        recipe: PathBuf,
+        /// Why.
+        source: Unresolvable,
+    },
+    /// A lock file does not fit the recipe or can't be read.
+    #[error("lock {}: {reason}", .path.display())]
+    Lock {
+        /// Lock file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A package's content was refused.
+    #[error("package {package}: {source}")]
+    Package {
+        /// Name and version.
+        package: String,
+        /// Why.
+        source: BadPackage,
+    },
+    /// The kernel package lacks something.
+    #[error("kernel package {package}: {source}")]
+    Kernel {
+        /// Name.
+        package: String,
+        /// What is wrong.
+        source: BadKernel,
+    },
+    /// A program of labshift that the recipe names was not found.
+    #[error("program @{name} is not in {}: run \"make build\", or name the directory with --programs", .directory.display())]
+    NoProgram {
+        /// Name.
+        name: String,
+        /// Where it was looked for.
+        directory: PathBuf,
+    },
+    /// Things in the root that contradict each other; the list is complete.
+    #[error("the root of {image} is not right:\n  {}", .problems.join("\n  "))]
+    Root {
+        /// Image name.
+        image: String,
+        /// One line each.
+        problems: Vec<String>,
+    },
+    /// A tool from a package failed.
+    #[error("{tool} failed ({status}): {output}")]
+    Tool {
+        /// Program.
+        tool: String,
+        /// Exit status.
+        status: String,
+        /// Last lines of what it said.
+        output: String,
+    },
+    /// A file or directory.
+    #[error("{doing} {}: {}", .path.display(), said(.source))]
+    Io {
+        /// What was tried, as a gerund (`writing`).
+        doing: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The signing key can't be used.
+    #[error("signing key {}: {reason}", .path.display())]
+    Key {
+        /// File.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// There is no such image in the store.
+    #[error("no image \"{name}\" in {}{}", .store.display(), hint(.near))]
+    NoImage {
+        /// Name (and generation).
+        name: String,
+        /// Store.
+        store: PathBuf,
+        /// Nearest name.
+        near: Option<String>,
+    },
+    /// A published image was changed.
+    #[error("image {name} was changed after it was built: {reason}")]
+    Tampered {
+        /// Name and generation.
+        name: String,
+        /// What differs.
+        reason: String,
+    },
+}
+
+fn hint(near: &Option<String>) -> String {
+    near.as_ref().map(|n| format!("; did you mean \"{n}\"?")).unwrap_or_default()
+}
+
+fn said(source: &io::Error) -> String {
+    match source.kind() {
+        io::ErrorKind::StorageFull => {
+            "no space is left on this disk; free some, or choose another with --store and --cache".into()
+        }
+        io::ErrorKind::PermissionDenied => "not allowed; use a directory that you may write to".into(),
+        io::ErrorKind::ReadOnlyFilesystem => "this file system is read-only; choose another directory".into(),
+        _ => source.to_string(),
+    }
+}
+
+/// Adds what was done and to which file.
+pub(crate) trait At<T> {
+    /// `doing` is a gerund.
+    fn at(self, doing: &'static str, path: impl Into<PathBuf>) -> Result<T, BuildError>;
+}
+
+impl<T> At<T> for io::Result<T> {
+    fn at(self, doing: &'static str, path: impl Into<PathBuf>) -> Result<T, BuildError> {
+        self.map_err(|source| BuildError::Io { doing, path: path.into(), source })
+    }
+}

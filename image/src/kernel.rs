@@ -1,0 +1,302 @@
+//! The kernel package: its image, and the modules an image needs of it.
+//!
+//! Modules are named by recipes; what they depend on is read from their `.modinfo`, and `modules.dep` and
+//! `modules.alias` are written here, in the form that depmod gives them (modules.dep(5)).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Read,
+    sync::Arc,
+};
+
+use labshift_model::fault::nearest;
+use object::{Object, ObjectSection};
+
+use crate::{
+    glob,
+    tree::{Kind, Node},
+};
+
+/// What is wrong with a kernel package.
+#[derive(Debug, thiserror::Error)]
+pub enum BadKernel {
+    /// No kernel image, no modules, or no configuration.
+    #[error("it has no {0}")]
+    Missing(&'static str),
+    /// A module that a recipe names.
+    #[error("it has no module {}", .0.join(", no module "))]
+    NoModules(Vec<String>),
+    /// A module's file.
+    #[error("module {name} can't be read: {reason}")]
+    Unreadable {
+        /// Name.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+    /// A feature that the boot relies on is off.
+    #[error("it is built without {0}, which our nodes boot with")]
+    Feature(&'static str),
+}
+
+/// A kernel package's content.
+#[derive(Debug)]
+pub struct Kernel {
+    /// `uname -r`.
+    pub release: String,
+    /// The boot image.
+    pub image: Arc<[u8]>,
+    /// Names of what is compiled in.
+    builtin: BTreeSet<String>,
+    /// Normalised name to path below the module directory and file content, as packed.
+    packed: BTreeMap<String, (String, Arc<[u8]>)>,
+    /// Modules unpacked so far.
+    loaded: BTreeMap<String, Module>,
+}
+
+/// One module.
+#[derive(Debug, Clone)]
+pub struct Module {
+    /// Name with `_`.
+    pub name: String,
+    /// Path below `/lib/modules/RELEASE`, ending in `.ko`.
+    pub path: String,
+    /// The ELF file, with its signature.
+    pub content: Arc<[u8]>,
+    depends: Vec<String>,
+    soft: Vec<String>,
+    aliases: Vec<String>,
+}
+
+impl Kernel {
+    /// Finds kernel and modules among a package's files.
+    pub fn of_package(nodes: &[(String, Node)]) -> Result<Kernel, BadKernel> {
+        let files = || {
+            nodes.iter().filter_map(|(path, node)| match &node.kind {
+                Kind::File(bytes) => Some((path.as_str(), bytes)),
+                _ => None,
+            })
+        };
+        let (path, image) = files()
+            .find(|(path, _)| path.starts_with("boot/vmlinuz-"))
+            .ok_or(BadKernel::Missing("kernel image (boot/vmlinuz-*)"))?;
+        let release = path.trim_start_matches("boot/vmlinuz-").to_owned();
+        let config = format!("boot/config-{release}");
+        let (_, config) = files()
+            .find(|(path, _)| *path == config)
+            .ok_or(BadKernel::Missing("configuration (boot/config-*)"))?;
+        check(&String::from_utf8_lossy(config))?;
+        let mut kernel = Kernel {
+            release: release.clone(),
+            image: image.clone(),
+            builtin: BTreeSet::new(),
+            packed: BTreeMap::new(),
+            loaded: BTreeMap::new(),
+        };
+        let directory = format!("lib/modules/{release}/");
+        for (path, bytes) in files() {
+            let path = path.strip_prefix("usr/").unwrap_or(path);
+            let Some(path) = path.strip_prefix(&directory) else { continue };
+            if path == "modules.builtin" {
+                kernel.builtin = String::from_utf8_lossy(bytes).lines().map(name_of).collect();
+            } else if path.contains(".ko") {
+                kernel.packed.insert(name_of(path), (path.to_owned(), bytes.clone()));
+            }
+        }
+        if kernel.packed.is_empty() {
+            return Err(BadKernel::Missing("modules (lib/modules/*)"));
+        }
+        Ok(kernel)
+    }
+
+    /// The modules that names and globs mean, with everything they depend on, sorted by path. Names that are
+    /// compiled in are fine; a glob may match nothing.
+    pub fn select(&mut self, wanted: &[String]) -> Result<Vec<Module>, BadKernel> {
+        let mut queue: Vec<String> = vec![];
+        let mut missing = vec![];
+        for want in wanted {
+            if want.contains(['/', '*', '?']) {
+                let matching = self.packed.iter().filter(|(_, (path, _))| glob::fits(want, plain(path)));
+                queue.extend(matching.map(|(name, _)| name.clone()));
+            } else {
+                let name = name_of(want);
+                if self.packed.contains_key(&name) {
+                    queue.push(name);
+                } else if !self.builtin.contains(&name) {
+                    let near = nearest(&name, self.packed.keys().map(String::as_str));
+                    missing.push(near.map_or(want.clone(), |n| format!("{want} (did you mean {n}?)")));
+                }
+            }
+        }
+        if !missing.is_empty() {
+            return Err(BadKernel::NoModules(missing));
+        }
+        let mut chosen: BTreeMap<String, Module> = BTreeMap::new();
+        while let Some(name) = queue.pop() {
+            if chosen.values().any(|m| m.name == name) {
+                continue;
+            }
+            let module = self.load(&name)?;
+            let next = module.depends.iter().chain(&module.soft);
+            queue.extend(next.filter(|n| self.packed.contains_key(*n)).cloned());
+            chosen.insert(module.path.clone(), module);
+        }
+        Ok(chosen.into_values().collect())
+    }
+
+    fn load(&mut self, name: &str) -> Result<Module, BadKernel> {
+        if let Some(module) = self.loaded.get(name) {
+            return Ok(module.clone());
+        }
+        let bad = |reason: String| BadKernel::Unreadable { name: name.to_owned(), reason };
+        let (path, packed) = self.packed.get(name).ok_or_else(|| bad("it is not there".into()))?;
+        let content = unpack(path, packed).map_err(|e| bad(e.to_string()))?;
+        let elf = object::File::parse(&content[..]).map_err(|e| bad(e.to_string()))?;
+        let section = elf.section_by_name(".modinfo").ok_or_else(|| bad("it has no .modinfo".into()))?;
+        let info = section.data().map_err(|e| bad(e.to_string()))?;
+        let mut module = Module {
+            name: name.to_owned(),
+            path: plain(path).to_owned(),
+            content: content.clone(),
+            depends: vec![],
+            soft: vec![],
+            aliases: vec![],
+        };
+        for entry in info.split(|b| *b == 0) {
+            let entry = String::from_utf8_lossy(entry);
+            let Some((key, value)) = entry.split_once('=') else { continue };
+            match key {
+                "depends" => {
+                    module.depends = value.split(',').filter(|d| !d.is_empty()).map(name_of).collect()
+                }
+                "softdep" => {
+                    let words = value.split_whitespace().filter(|w| !w.ends_with(':'));
+                    module.soft.extend(words.map(name_of));
+                }
+                "alias" => module.aliases.push(value.to_owned()),
+                _ => {}
+            }
+        }
+        self.loaded.insert(name.to_owned(), module.clone());
+        Ok(module)
+    }
+}
+
+/// `modules.dep` of a set of modules: each with all that it needs, nearest first.
+pub fn dependencies(modules: &[Module]) -> String {
+    let by_name: BTreeMap<&str, &Module> = modules.iter().map(|m| (m.name.as_str(), m)).collect();
+    let mut text = String::new();
+    for module in modules {
+        let mut needs: Vec<&Module> = vec![];
+        let mut queue: Vec<&String> = module.depends.iter().rev().collect();
+        while let Some(name) = queue.pop() {
+            let Some(need) = by_name.get(name.as_str()) else { continue };
+            // Moved to the end: what it is needed by must come before it.
+            needs.retain(|n| n.name != need.name);
+            needs.push(need);
+            if needs.len() > by_name.len() {
+                break;
+            }
+            queue.extend(need.depends.iter().rev());
+        }
+        text += &format!("{}:", module.path);
+        for need in needs {
+            text += &format!(" {}", need.path);
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// `modules.alias` of a set of modules.
+pub fn aliases(modules: &[Module]) -> String {
+    let lines = modules.iter().flat_map(|m| m.aliases.iter().map(move |a| format!("alias {a} {}\n", m.name)));
+    lines.collect()
+}
+
+/// A module's name as the kernel spells it: of a path or a name, with `_` for `-`.
+pub fn name_of(path: &str) -> String {
+    let file = path.rsplit('/').next().unwrap_or(path);
+    file.split(".ko").next().unwrap_or(file).replace('-', "_")
+}
+
+/// A module's path without the suffix of its compression.
+fn plain(path: &str) -> &str {
+    path.trim_end_matches(".xz").trim_end_matches(".zst").trim_end_matches(".gz")
+}
+
+fn unpack(path: &str, packed: &Arc<[u8]>) -> std::io::Result<Arc<[u8]>> {
+    let mut content = vec![];
+    match path.rsplit('.').next() {
+        Some("xz") => liblzma::read::XzDecoder::new(&packed[..]).read_to_end(&mut content)?,
+        Some("zst") => zstd::Decoder::new(&packed[..])?.read_to_end(&mut content)?,
+        Some("gz") => flate2::read::GzDecoder::new(&packed[..]).read_to_end(&mut content)?,
+        _ => return Ok(packed.clone()),
+    };
+    Ok(content.into())
+}
+
+/// Options without which no image of ours boots.
+fn check(config: &str) -> Result<(), BadKernel> {
+    for option in ["CONFIG_RD_ZSTD", "CONFIG_EROFS_FS_ZIP_ZSTD", "CONFIG_DEVTMPFS"] {
+        if !config.lines().any(|l| l == format!("{option}=y")) {
+            return Err(BadKernel::Feature(option));
+        }
+    }
+    for option in ["CONFIG_EROFS_FS", "CONFIG_DM_VERITY", "CONFIG_OVERLAY_FS", "CONFIG_BLK_DEV_LOOP"] {
+        if !config.lines().any(|l| l == format!("{option}=y") || l == format!("{option}=m")) {
+            return Err(BadKernel::Feature(option));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn module(name: &str, depends: &[&str], aliases: &[&str]) -> Module {
+        Module {
+            name: name.into(),
+            path: format!("kernel/{name}.ko"),
+            content: [][..].into(),
+            depends: depends.iter().map(|d| (*d).to_owned()).collect(),
+            soft: vec![],
+            aliases: aliases.iter().map(|a| (*a).to_owned()).collect(),
+        }
+    }
+
+    #[test]
+    fn dependencies_come_after_what_needs_them() {
+        let modules = [
+            module("a", &["b", "c"], &["pci:v1d2*"]),
+            module("b", &["c"], &[]),
+            module("c", &["builtin"], &[]),
+        ];
+        assert_eq!(
+            dependencies(&modules),
+            "kernel/a.ko: kernel/b.ko kernel/c.ko\nkernel/b.ko: kernel/c.ko\nkernel/c.ko:\n"
+        );
+        assert_eq!(aliases(&modules), "alias pci:v1d2* a\n");
+    }
+
+    #[test]
+    fn a_circle_ends() {
+        let modules = [module("a", &["b"], &[]), module("b", &["a"], &[])];
+        assert!(dependencies(&modules).contains("kernel/a.ko: kernel/b.ko"));
+    }
+
+    #[test]
+    fn names() {
+        assert_eq!(name_of("kernel/drivers/md/dm-verity.ko.xz"), "dm_verity");
+        assert_eq!(name_of("kvm-amd"), "kvm_amd");
+    }
+
+    #[test]
+    fn features_are_checked() {
+        assert_eq!(
+            check("").unwrap_err().to_string(),
+            "it is built without CONFIG_RD_ZSTD, which our nodes boot with"
+        );
+    }
+}

@@ -1,0 +1,140 @@
+//! Recipe files: a recipe with its chain of bases, and the files that it names.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use labshift_model::{
+    fault::nearest,
+    recipe::{Content, Recipe},
+};
+
+use crate::error::{At, BuildError};
+
+/// A recipe joined with its bases; paths of files are resolved.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The recipe.
+    pub recipe: Recipe,
+    /// Where it was read.
+    pub path: PathBuf,
+    /// Content of the files that it names by path.
+    pub files: BTreeMap<String, Vec<u8>>,
+}
+
+/// Longest chain of bases.
+const DEPTH: usize = 8;
+
+/// Reads a recipe and all that it extends.
+pub fn load(path: &Path) -> Result<Loaded, BuildError> {
+    let mut chain: Vec<(PathBuf, Recipe)> = vec![];
+    let mut next = Some(path.to_owned());
+    while let Some(path) = next.take() {
+        let text = read(&path)?;
+        let recipe = Recipe::parse(&path.display().to_string(), &text)?;
+        let directory = path.parent().unwrap_or(Path::new("")).to_owned();
+        next = recipe.extends.as_ref().map(|base| directory.join(base));
+        let same = |a: &Path, b: &Path| a.canonicalize().ok() == b.canonicalize().ok();
+        if let Some(base) = &next {
+            let circle = same(base, &path) || chain.iter().any(|(known, _)| same(known, base));
+            if circle || chain.len() >= DEPTH {
+                let reason = format!("\"extends\" goes in a circle through {}", base.display());
+                return Err(BuildError::Unusable { path, reason });
+            }
+        }
+        chain.push((path, recipe));
+    }
+    let mut files = BTreeMap::new();
+    let mut joined: Option<Recipe> = None;
+    for (path, mut recipe) in chain.into_iter().rev() {
+        let directory = path.parent().unwrap_or(Path::new(""));
+        for file in &mut recipe.files {
+            if let Content::Path(source) = &mut file.content {
+                let full = directory.join(&*source);
+                *source = full.display().to_string();
+                if !files.contains_key(source) {
+                    let bytes = fs::read(&full).map_err(|e| BuildError::Unusable {
+                        path: path.clone(),
+                        reason: format!("[[file]] {} has the source {}: {e}", file.dest, full.display()),
+                    })?;
+                    files.insert(source.clone(), bytes);
+                }
+            }
+        }
+        if let Some(keyring) = &mut recipe.keyring {
+            *keyring = directory.join(&*keyring).display().to_string();
+        }
+        joined = Some(match joined {
+            None => recipe,
+            Some(base) => recipe.over(base),
+        });
+    }
+    Ok(Loaded { recipe: joined.unwrap_or_default(), path: path.to_owned(), files })
+}
+
+fn read(path: &Path) -> Result<String, BuildError> {
+    match fs::read_to_string(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(absent(path)),
+        other => other.at("reading", path),
+    }
+}
+
+fn absent(path: &Path) -> BuildError {
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut others: Vec<String> = fs::read_dir(directory)
+        .map(|entries| entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect())
+        .unwrap_or_default();
+    others.retain(|o| o.ends_with(".toml"));
+    others.sort();
+    let near = nearest(&name, others.iter().map(String::as_str))
+        .or_else(|| others.iter().map(String::as_str).find(|o| o.trim_end_matches(".toml") == name));
+    BuildError::NoRecipe {
+        path: path.to_owned(),
+        near: near.map(|n| path.with_file_name(n).display().to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn directory(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            let path = directory.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        directory
+    }
+
+    #[test]
+    fn files_are_relative_to_the_recipe_that_names_them() {
+        let directory = directory(&[
+            ("base/b.toml", "packages = [\"aa\"]\n[[file]]\ndest = \"/x\"\nsource = \"x\"\n"),
+            ("base/x", "from base"),
+            ("top.toml", "name = \"top\"\nextends = \"base/b.toml\"\npackages = [\"bb\"]\n"),
+        ]);
+        let loaded = load(&directory.path().join("top.toml")).unwrap();
+        assert_eq!(loaded.recipe.packages, ["aa", "bb"]);
+        let Content::Path(source) = &loaded.recipe.files[0].content else { panic!() };
+        assert_eq!(loaded.files[source], b"from base");
+    }
+
+    #[test]
+    fn refusals() {
+        let directory = directory(&[
+            ("a.toml", "extends = \"b.toml\""),
+            ("b.toml", "extends = \"a.toml\""),
+            ("lab.toml", "[[file]]\ndest = \"/x\"\nsource = \"gone\"\n"),
+        ]);
+        let fail = |name: &str| load(&directory.path().join(name)).unwrap_err().to_string();
+        assert!(fail("a.toml").contains("goes in a circle"));
+        assert!(fail("lab.toml").contains("[[file]] /x has the source"));
+        assert!(fail("lap.toml").contains("did you mean"), "{}", fail("lap.toml"));
+        assert!(fail("lab").contains("lab.toml"));
+    }
+}

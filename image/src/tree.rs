@@ -1,0 +1,318 @@
+//! A root file system in memory: paths with owners and modes as data, so that no root rights are needed.
+//!
+//! Packages, generated files and the recipe's own files all land here; a deterministic tar stream leaves it.
+//! Paths are relative (`usr/bin/dash`); a path through a symbolic link lands where the link points, as it would on
+//! a real file system, which also merges `/bin`, `/sbin` and `/lib` into `/usr`.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+    sync::Arc,
+};
+
+/// What a path is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    File(Arc<[u8]>),
+    /// A symbolic link and its target.
+    Link(String),
+}
+
+/// One path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// What it is.
+    pub kind: Kind,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Package that it comes from; empty for what the builder made.
+    pub origin: Arc<str>,
+}
+
+/// A root file system.
+#[derive(Debug, Clone)]
+pub struct Tree {
+    nodes: BTreeMap<String, Node>,
+}
+
+/// The directories that merged-/usr turns into links.
+const MERGED: [&str; 4] = ["bin", "sbin", "lib", "lib64"];
+
+impl Default for Tree {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Tree {
+    /// An empty root with merged /usr.
+    pub fn new() -> Tree {
+        let mut tree = Tree { nodes: BTreeMap::new() };
+        tree.directory("usr");
+        for name in MERGED {
+            tree.directory(&format!("usr/{name}"));
+            tree.nodes.insert(name.to_owned(), Node::made(Kind::Link(format!("usr/{name}")), 0o777));
+        }
+        tree
+    }
+
+    /// Puts a node at a path and makes the directories above it. Returns what was there before, if it was
+    /// another file or link. A directory that is there already keeps its content, and stays if it is a link.
+    pub fn put(&mut self, path: &str, node: Node) -> Option<Node> {
+        let path = self.real(path);
+        if path.is_empty() {
+            return None;
+        }
+        self.parents(&path);
+        if node.kind == Kind::Directory {
+            match self.nodes.get_mut(&path) {
+                Some(Node { kind: Kind::Directory, mode, uid, gid, .. }) => {
+                    (*mode, *uid, *gid) = (node.mode, node.uid, node.gid);
+                    return None;
+                }
+                Some(Node { kind: Kind::Link(_), .. }) => return None,
+                _ => {}
+            }
+        }
+        self.nodes.insert(path, node).filter(|old| old.kind != Kind::Directory)
+    }
+
+    /// A file that the builder makes, owned by root.
+    pub fn file(&mut self, path: &str, mode: u32, content: impl AsRef<[u8]>) {
+        self.put(path, Node::made(Kind::File(content.as_ref().into()), mode));
+    }
+
+    /// A link that the builder makes, unless something is there.
+    pub fn link(&mut self, path: &str, target: &str) {
+        if self.get(path).is_none() {
+            self.put(path, Node::made(Kind::Link(target.to_owned()), 0o777));
+        }
+    }
+
+    /// A directory that the builder makes, unless something is there.
+    pub fn directory(&mut self, path: &str) {
+        if self.get(path).is_none() {
+            self.put(path, Node::made(Kind::Directory, 0o755));
+        }
+    }
+
+    /// What is at a path; links on the way are followed, a link at its end is not.
+    pub fn get(&self, path: &str) -> Option<&Node> {
+        self.nodes.get(&self.real(path))
+    }
+
+    /// What is at a path, with all links followed: its real path and node.
+    pub fn follow(&self, path: &str) -> Option<(String, &Node)> {
+        let mut path = self.real(path);
+        for _ in 0..16 {
+            let node = self.nodes.get(&path)?;
+            let Kind::Link(target) = &node.kind else { return Some((path, node)) };
+            path = self.real(&join(&path, target));
+        }
+        None
+    }
+
+    /// A file's content, with links followed.
+    pub fn content(&self, path: &str) -> Option<&[u8]> {
+        match &self.follow(path)?.1.kind {
+            Kind::File(bytes) => Some(bytes),
+            _ => None,
+        }
+    }
+
+    /// Changes an existing node.
+    pub fn get_mut(&mut self, path: &str) -> Option<&mut Node> {
+        let path = self.real(path);
+        self.nodes.get_mut(&path)
+    }
+
+    /// Removes the paths for which `gone` says so, with all below them.
+    pub fn prune(&mut self, gone: impl Fn(&str) -> bool) {
+        let mut below: Option<String> = None;
+        self.nodes.retain(|path, _| {
+            if below.as_ref().is_some_and(|b| path.starts_with(b.as_str())) {
+                return false;
+            }
+            let remove = gone(path);
+            if remove {
+                below = Some(format!("{path}/"));
+            }
+            !remove
+        });
+    }
+
+    /// All paths, parents before children.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Node)> {
+        self.nodes.iter().map(|(path, node)| (path.as_str(), node))
+    }
+
+    /// Bytes of all files.
+    pub fn size(&self) -> u64 {
+        self.nodes.values().map(|n| if let Kind::File(b) = &n.kind { b.len() as u64 } else { 0 }).sum()
+    }
+
+    fn parents(&mut self, path: &str) {
+        for (i, _) in path.match_indices('/') {
+            let parent = &path[..i];
+            if !self.nodes.contains_key(parent) {
+                self.nodes.insert(parent.to_owned(), Node::made(Kind::Directory, 0o755));
+            }
+        }
+    }
+
+    /// The path with every link before its last part followed.
+    fn real(&self, path: &str) -> String {
+        let mut done = String::new();
+        let mut left: Vec<String> = parts(path);
+        left.reverse();
+        let mut links = 0;
+        while let Some(part) = left.pop() {
+            let next = if done.is_empty() { part } else { format!("{done}/{part}") };
+            match self.nodes.get(&next) {
+                Some(Node { kind: Kind::Link(target), .. }) if !left.is_empty() && links < 16 => {
+                    links += 1;
+                    let mut around = parts(&join(&next, target));
+                    around.reverse();
+                    left.extend(around);
+                    done.clear();
+                }
+                _ => done = next,
+            }
+        }
+        done
+    }
+
+    /// Writes the tree as a tar stream: sorted, all times zero.
+    pub fn write_tar(&self, out: impl Write) -> io::Result<()> {
+        let mut tar = tar::Builder::new(out);
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Directory);
+        header.set_mode(0o755);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_size(0);
+        tar.append_data(&mut header, "./", io::empty())?;
+        for (path, node) in &self.nodes {
+            let mut header = tar::Header::new_gnu();
+            header.set_mode(node.mode);
+            header.set_uid(node.uid.into());
+            header.set_gid(node.gid.into());
+            header.set_mtime(0);
+            header.set_size(0);
+            match &node.kind {
+                Kind::Directory => {
+                    header.set_entry_type(tar::EntryType::Directory);
+                    tar.append_data(&mut header, format!("{path}/"), io::empty())?;
+                }
+                Kind::File(bytes) => {
+                    header.set_entry_type(tar::EntryType::Regular);
+                    header.set_size(bytes.len() as u64);
+                    tar.append_data(&mut header, path, &bytes[..])?;
+                }
+                Kind::Link(target) => {
+                    header.set_entry_type(tar::EntryType::Symlink);
+                    tar.append_link(&mut header, path, target)?;
+                }
+            }
+        }
+        tar.into_inner()?.flush()
+    }
+}
+
+impl Node {
+    /// A node that the builder makes, owned by root.
+    pub fn made(kind: Kind, mode: u32) -> Node {
+        Node { kind, mode, uid: 0, gid: 0, origin: "".into() }
+    }
+}
+
+/// The parts of a path; `.` falls away, `..` removes the part before it (never more than there is).
+fn parts(path: &str) -> Vec<String> {
+    let mut parts: Vec<String> = vec![];
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part.to_owned()),
+        }
+    }
+    parts
+}
+
+/// The path that a link's target means.
+fn join(link: &str, target: &str) -> String {
+    match target.strip_prefix('/') {
+        Some(absolute) => absolute.to_owned(),
+        None => format!("{}/{target}", link.rsplit_once('/').map_or("", |(parent, _)| parent)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_land_behind_links() {
+        let mut tree = Tree::new();
+        tree.file("bin/sh", 0o755, "x");
+        tree.link("var/run", "/run");
+        tree.file("var/run/a", 0o644, "a");
+        tree.link("var/lock", "../run/lock");
+        tree.directory("run/lock");
+        tree.file("var/lock/b", 0o644, "b");
+        let paths: Vec<_> = tree.iter().map(|(p, _)| p).collect();
+        assert!(paths.contains(&"usr/bin/sh") && paths.contains(&"run/a") && paths.contains(&"run/lock/b"));
+        assert_eq!(tree.content("/bin/sh"), Some(&b"x"[..]));
+        tree.link("loop", "loop");
+        assert!(tree.follow("loop/x").is_none());
+    }
+
+    #[test]
+    fn directories_do_not_replace_links() {
+        let mut tree = Tree::new();
+        tree.put("lib", Node::made(Kind::Directory, 0o755));
+        assert_eq!(tree.get("lib").unwrap().kind, Kind::Link("usr/lib".into()));
+    }
+
+    #[test]
+    fn prune_takes_whole_directories() {
+        let mut tree = Tree::new();
+        tree.file("usr/share/doc/a/b", 0o644, "");
+        tree.file("usr/share/docs", 0o644, "");
+        tree.prune(|p| p == "usr/share/doc");
+        assert!(tree.get("usr/share/doc/a/b").is_none() && tree.get("usr/share/docs").is_some());
+    }
+
+    #[test]
+    fn tar_is_deterministic_and_keeps_owners() {
+        let mut tree = Tree::new();
+        tree.put("etc/x", Node { uid: 5, gid: 6, ..Node::made(Kind::File(b"hi"[..].into()), 0o640) });
+        let long = format!("usr/{}/file", "d".repeat(150));
+        tree.file(&long, 0o644, "far");
+        let write = || {
+            let mut bytes = vec![];
+            tree.write_tar(&mut bytes).unwrap();
+            bytes
+        };
+        let bytes = write();
+        assert_eq!(bytes, write());
+        let mut archive = tar::Archive::new(&bytes[..]);
+        let found: Vec<_> = archive
+            .entries()
+            .unwrap()
+            .map(|e| e.unwrap())
+            .map(|e| (e.path().unwrap().display().to_string(), e.header().uid().unwrap()))
+            .collect();
+        assert!(found.contains(&("etc/x".into(), 5)) && found.iter().any(|(p, _)| *p == long));
+    }
+}

@@ -1,0 +1,130 @@
+//! The whole plane on a real interface: a server and a client in network namespaces of their own, joined by a veth pair.
+//! Needs root; without it the test says so and checks nothing.
+
+use std::{
+    fs::File,
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    os::fd::AsRawFd,
+    sync::{Arc, mpsc},
+    thread,
+    time::Duration,
+};
+
+use dhcproto::v4::MessageType;
+use labshift_model::boot::BootPlaneEvent;
+use labshift_pxe::{BindError, BootPlane, Config};
+use nix::{
+    sched::{CloneFlags, unshare},
+    sys::socket::{
+        AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket,
+        sockopt::{BindToDevice, Broadcast},
+    },
+};
+use rtnetlink::{Handle, LinkUnspec, LinkVeth};
+use tokio::{runtime::Runtime, time::timeout};
+
+use crate::{
+    fake::{Ask, FIXED, FIXED_ADDRESS, Notes, SERVER, Site, boot_file, kind, publish, read},
+    tftp::Client,
+};
+
+const GUARD: Duration = Duration::from_secs(60);
+
+/// A runtime whose threads live in a new network namespace, and a handle to set it up.
+fn namespace() -> nix::Result<(Runtime, Handle)> {
+    unshare(CloneFlags::CLONE_NEWNET)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let handle = runtime.block_on(async {
+        let (connection, handle, _) = rtnetlink::new_connection().expect("rtnetlink");
+        tokio::spawn(connection);
+        handle
+    });
+    Ok((runtime, handle))
+}
+
+async fn up(handle: &Handle, name: &str, address: Ipv4Addr) {
+    let index = nix::net::if_::if_nametoindex(name).expect("the interface");
+    handle.address().add(index, address.into(), 24).execute().await.expect("an address");
+    handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await.expect("up");
+}
+
+fn dhcp_client(interface: &str) -> UdpSocket {
+    let fd = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).expect("a socket");
+    setsockopt(&fd, BindToDevice, &interface.to_owned().into()).expect("bound to the interface");
+    setsockopt(&fd, Broadcast, &true).expect("broadcast");
+    bind(fd.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, 68)).expect("port 68");
+    let socket = UdpSocket::from(fd);
+    socket.set_read_timeout(Some(GUARD)).expect("a guard");
+    socket
+}
+
+fn exchange(socket: &UdpSocket, ask: Ask) -> dhcproto::v4::Message {
+    let ask = Ask { broadcast: true, ..ask };
+    socket.send_to(&ask.bytes(), (Ipv4Addr::BROADCAST, 67)).expect("sending");
+    let mut buffer = [0; 1500];
+    let (length, from) = socket.recv_from(&mut buffer).expect("a reply");
+    assert_eq!(from, SocketAddr::from((SERVER, 67)));
+    read(&buffer[..length])
+}
+
+#[test]
+fn a_client_gets_address_and_file_over_a_real_interface() {
+    let (to_server, from_client) = mpsc::channel::<File>();
+    let (to_client, from_server) = mpsc::channel::<String>();
+    let client = thread::spawn(move || {
+        let Ok((runtime, handle)) = namespace() else { return };
+        let own = File::open("/proc/thread-self/ns/net").expect("the namespace");
+        to_server.send(own).expect("the server waits");
+        let path = from_server.recv().expect("the server is up");
+        runtime.block_on(async {
+            // An address of another network: the kernel sends nothing from an interface without one.
+            up(&handle, "client0", Ipv4Addr::new(192, 168, 200, 1)).await;
+            let socket = dhcp_client("client0");
+            let offer = exchange(&socket, Ask::discover(FIXED).firmware(7));
+            assert_eq!((kind(&offer), offer.yiaddr()), (MessageType::Offer, FIXED_ADDRESS));
+            let ack = exchange(&socket, Ask::request(FIXED, FIXED_ADDRESS).firmware(7));
+            assert_eq!((kind(&ack), boot_file(&ack)), (MessageType::Ack, Some(path.clone())));
+            up(&handle, "client0", FIXED_ADDRESS).await;
+            let mut tftp = Client::on((FIXED_ADDRESS, 0).into(), 0).await;
+            let options = [("tsize", "0"), ("blksize", "9000"), ("windowsize", "4")];
+            let got = timeout(GUARD, tftp.get((SERVER, 69).into(), &path, &options)).await.expect("no hang");
+            assert_eq!(got.expect("the file").len(), 200_000);
+            assert!(tftp.accepted.contains(&"1468".to_owned()), "the interface's MTU: {:?}", tftp.accepted);
+        });
+    });
+    let server = thread::spawn(move || {
+        let (runtime, handle) = match namespace() {
+            Ok(namespace) => namespace,
+            Err(e) => return eprintln!("skipped: no network namespace without root ({e})"),
+        };
+        let peer = from_client.recv().expect("the client's namespace");
+        let store = tempfile::tempdir().expect("a directory");
+        let generation = publish(store.path(), &[("uki.efi", &[7; 200_000])]);
+        let config = Config::new("server0", SERVER, 24, store.path().into(), store.path().join("state"));
+        let (notes, site) =
+            (Notes::default(), Arc::new(Site { generation: generation.clone(), ..Site::default() }));
+        let bind = |config: &Config| BootPlane::bind(config.clone(), site.clone(), Arc::new(notes.clone()));
+        runtime.block_on(async {
+            assert!(matches!(bind(&config), Err(BindError::NoInterface(name)) if name == "server0"));
+            handle.link().add(LinkVeth::new("server0", "client0").build()).execute().await.expect("a pair");
+            let moved = LinkUnspec::new_with_name("client0").setns_by_fd(peer.as_raw_fd()).build();
+            handle.link().set(moved).execute().await.expect("moving the client's end");
+            let missing = bind(&config).err().expect("no address yet").to_string();
+            assert!(missing.contains("ip address add 10.77.0.1/24 dev server0"), "{missing}");
+            up(&handle, "server0", SERVER).await;
+            let plane = bind(&config).expect("the plane");
+            let taken = bind(&config).err().expect("taken").to_string();
+            assert!(taken.contains("UDP port 69 is in use by another program; `ss -lunp"), "{taken}");
+            to_client.send(format!("images/lab/{generation}/uki.efi")).expect("the client waits");
+            let done = async { drop(notes.wait_for(|e| matches!(e, BootPlaneEvent::Sent { .. })).await) };
+            timeout(GUARD, plane.serve(done)).await.expect("no hang").expect("serving");
+        });
+        let ledger = std::fs::read_to_string(store.path().join("state/leases")).expect("the ledger");
+        assert!(ledger.contains(&format!("{FIXED_ADDRESS} {FIXED} bound ")), "{ledger}");
+    });
+    for side in [client, server] {
+        if let Err(panic) = side.join() {
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
