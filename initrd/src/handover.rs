@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
 use labshift_model::{
     MacAddr,
     boot::BootAnswer,
@@ -160,9 +161,16 @@ fn name_machine(name: &str, dns: &[Ipv4Addr]) {
     say_failure("host name", fs::write("/proc/sys/kernel/hostname", name).context("setting it"));
     let resolv: String = dns.iter().map(|server| format!("nameserver {server}\n")).collect();
     let hosts = format!("127.0.0.1 localhost\n127.0.1.1 {name}\n::1 localhost\n");
-    for (path, text) in
-        [("/etc/hostname", format!("{name}\n")), ("/etc/hosts", hosts), ("/etc/resolv.conf", resolv)]
-    {
+    // machine-id(5): stable for the machine, so that libvirt knows it again. Firmware's own UUIDs are shared or missing too
+    // often to be used.
+    let id = Sha256::digest(format!("labshift machine {name}"));
+    let files = [
+        ("/etc/hostname", format!("{name}\n")),
+        ("/etc/hosts", hosts),
+        ("/etc/resolv.conf", resolv),
+        ("/etc/machine-id", format!("{}\n", hex::encode(&id[..16]))),
+    ];
+    for (path, text) in files {
         // A link in an image points to where another init would write.
         let _ = fs::remove_file(path);
         say_failure(path, fs::write(path, text).context("writing it"));
