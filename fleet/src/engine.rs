@@ -246,9 +246,37 @@ impl Engine {
         }
     }
 
-    /// Plans, writes, acts, publishes.
+    /// Plans, writes, publishes, acts; until nothing is left to do.
     async fn turn(&mut self) -> Result<(), RegistryError> {
-        self.note_wanted();
+        loop {
+            self.note_wanted();
+            self.plan_all();
+            self.note_phases();
+            self.note_records();
+            self.publish();
+            let (writes, events) = (std::mem::take(&mut self.writes), std::mem::take(&mut self.events));
+            let effects = std::mem::take(&mut self.effects);
+            let rests = writes.is_empty() && effects.is_empty();
+            if !writes.is_empty() {
+                self.shared.registry.run(move |t| records::write(t, &writes)).await?;
+            }
+            status::publish(&self.shared.status, status::build(self));
+            // Events are told once they are durable: who asks the registry for what it missed misses nothing.
+            for event in events {
+                let _ = self.shared.events.send(event);
+            }
+            if rests {
+                return Ok(());
+            }
+            // Effects change things too (a packet that can't be sent, a channel that turns out to be gone), so the
+            // turn goes round until there are none.
+            for effect in effects {
+                self.perform(effect).await;
+            }
+        }
+    }
+
+    fn plan_all(&mut self) {
         // A plan that never comes to rest would be a mistake in the planner; the next turn goes on with it.
         for _ in 0..64 {
             let steps = self.plan();
@@ -259,27 +287,6 @@ impl Engine {
                 self.take_step(step);
             }
         }
-        self.note_phases();
-        self.note_records();
-        self.publish();
-        // Events are told once they are durable: who asks the registry for what it missed misses nothing. Effects note
-        // events too (a packet that could not be sent); these take another round.
-        while !self.writes.is_empty() || !self.effects.is_empty() {
-            let (writes, events) = (std::mem::take(&mut self.writes), std::mem::take(&mut self.events));
-            if !writes.is_empty() {
-                self.shared.registry.run(move |t| records::write(t, &writes)).await?;
-            }
-            status::publish(&self.shared.status, status::build(self));
-            for event in events {
-                let _ = self.shared.events.send(event);
-            }
-            for effect in std::mem::take(&mut self.effects) {
-                self.perform(effect).await;
-            }
-        }
-        self.publish();
-        status::publish(&self.shared.status, status::build(self));
-        Ok(())
     }
 
     fn plan(&self) -> Vec<FleetStep> {

@@ -203,8 +203,6 @@ fn directories(tree: &mut Tree, accounts: &Accounts) {
             node.mode = mode;
         }
     }
-    tree.link("var/run", "/run");
-    tree.link("var/lock", "/run/lock");
     for (home, uid, gid) in accounts.homes() {
         tree.directory(&home);
         if let Some(node) = tree.get_mut(&home) {

@@ -77,6 +77,7 @@ pub fn run() -> Handover {
     let agent = server::agent();
     let mut failures = 0;
     loop {
+        JOURNAL.begin_attempt();
         let mut known = Known::default();
         let halt = match parsed.clone().and_then(|c| attempt(&c, &release, &agent, &mut known)) {
             Ok(handover) => return handover,
@@ -121,7 +122,7 @@ fn load_modules(release: &str) -> Result<Loader, Halt> {
     let halt = |sentence: String| Halt::new(Stage::Modules, Code::Module, sentence);
     let mut loader = Loader::open(Path::new("/"), release)
         .map_err(|e| halt(format!("the initramfs has no module index for kernel {release}: {e}")))?;
-    let (loaded, refused) = loader.coldplug(Path::new("/"), |_| true);
+    let (loaded, refused) = loader.coldplug(Path::new("/"));
     for why in refused {
         JOURNAL.say("modules", &why.to_string());
     }
@@ -302,6 +303,10 @@ fn fetch_and_mount(
     }
     let file = mount::root_file(bytes).map_err(|why| halt(Code::Memory, format!("{why:#}")))?;
     let url = format!("{server}{}/{}/{}/{}", paths::IMAGES, answer.image, answer.generation, paths::ROOT);
+    JOURNAL.say(
+        "root",
+        &format!("fetching {} MiB from {server}, {} MiB of memory are free", bytes >> 20, free >> 20),
+    );
     let source = Source { agent, url: &url, pause: Duration::from_secs(1), workers: processors() };
     let fetched = fetch::fetch(&source, shape.clone(), &file).map_err(|why| {
         let code = match why {

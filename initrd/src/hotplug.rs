@@ -31,7 +31,7 @@ pub fn serve(loader: &mut Loader, sysroot: &Path, after: impl Fn()) -> Result<()
         .context("listening to the kernel's announcements")?;
     let mut message = vec![0; 16 * 1024];
     loop {
-        let (loaded, refused) = loader.coldplug(sysroot, |_| true);
+        let (loaded, refused) = loader.coldplug(sysroot);
         if !loaded.is_empty() {
             let names: Vec<_> = loaded.into_iter().collect();
             JOURNAL.say("modules", &format!("hardware: {}", names.join(" ")));

@@ -37,6 +37,8 @@ struct Inner {
     stages: Vec<StageEvent>,
     /// Stages that reports have carried.
     sent_stages: usize,
+    /// Stages of failed attempts, and the first, which all attempts share.
+    earlier_stages: usize,
 }
 
 /// The journal of this process.
@@ -48,6 +50,7 @@ pub static JOURNAL: Journal = Journal {
         unsent_lines: 0,
         stages: Vec::new(),
         sent_stages: 0,
+        earlier_stages: 0,
     }),
 };
 
@@ -96,9 +99,17 @@ impl Journal {
         self.lock().stages.push(event);
     }
 
-    /// All stages of the attempt under way.
+    /// A new attempt begins.
+    pub fn begin_attempt(&self) {
+        let mut inner = self.lock();
+        inner.earlier_stages = inner.stages.len();
+    }
+
+    /// The stages of the attempt under way, and those before the first attempt.
     pub fn stages(&self) -> Vec<StageEvent> {
-        self.lock().stages.clone()
+        let inner = self.lock();
+        let before = inner.stages.iter().take_while(|s| s.stage == Stage::Init && s.failure.is_none());
+        before.chain(&inner.stages[inner.earlier_stages..]).cloned().collect()
     }
 
     /// The last `count` lines, newest last.
@@ -191,6 +202,7 @@ mod tests {
                 unsent_lines: 0,
                 stages: vec![],
                 sent_stages: 0,
+                earlier_stages: 0,
             }),
         }
     }
@@ -214,6 +226,13 @@ mod tests {
         journal.delivered(mark);
         let (second, _) = journal.report(mac, Some(3));
         assert_eq!((second.stages.len(), second.log.lines().count()), (0, 1));
+
+        journal.begin_attempt();
+        journal.reached(Stage::Modules, "");
+        journal.begin_attempt();
+        journal.reached(Stage::Modules, "again");
+        let stages: Vec<_> = journal.stages().into_iter().map(|s| (s.stage, s.detail)).collect();
+        assert_eq!(stages, [(Stage::Init, "kernel 6.12".to_owned()), (Stage::Modules, "again".to_owned())]);
 
         for i in 0..5_000 {
             journal.say("noise", &format!("{i} {}", "x".repeat(2_000)));

@@ -199,6 +199,13 @@ pub fn due(lease_seconds: u32, age: u64) -> Due {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
+    use dhcproto::{
+        Decodable, Decoder, Encodable,
+        v4::{DhcpOption, Message, MessageType, Opcode},
+    };
+
     use super::*;
 
     #[test]
@@ -209,6 +216,38 @@ mod tests {
         assert_eq!(due(3600, 3600), Due::Expired);
         assert_eq!(due(16, 8), Due::Renew);
         assert_eq!(due(u32::MAX, 10), Due::In(u64::from(u32::MAX) / 2 - 10));
+    }
+
+    /// A DHCP server on the loopback that gives one answer, in the form that a client without options accepts.
+    fn answer(kind: MessageType) -> Renewal {
+        let (ours, mac) = (Ipv4Addr::new(10, 77, 0, 21), MacAddr([2; 6]));
+        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let SocketAddr::V4(target) = server.local_addr().unwrap() else { panic!("not IPv4") };
+        let serving = std::thread::spawn(move || {
+            let mut bytes = [0; 2048];
+            let (length, from) = server.recv_from(&mut bytes).unwrap();
+            let mut message = Message::decode(&mut Decoder::new(&bytes[..length])).unwrap();
+            assert_eq!(message.ciaddr(), ours);
+            message.set_opcode(Opcode::BootReply).set_yiaddr(ours);
+            let options = message.opts_mut();
+            options.clear();
+            options.insert(DhcpOption::MessageType(kind));
+            options.insert(DhcpOption::ServerIdentifier(Ipv4Addr::new(10, 77, 0, 1)));
+            options.insert(DhcpOption::SubnetMask(Ipv4Addr::new(255, 255, 255, 0)));
+            options.insert(DhcpOption::AddressLeaseTime(900));
+            server.send_to(b"noise", from).unwrap();
+            server.send_to(&message.to_vec().unwrap(), from).unwrap();
+        });
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let renewal = exchange(&socket, target, mac, ours).unwrap();
+        serving.join().unwrap();
+        renewal
+    }
+
+    #[test]
+    fn renewals_are_granted_or_refused() {
+        assert!(matches!(answer(MessageType::Ack), Renewal::Extended(lease) if lease.seconds == 900));
+        assert_eq!(answer(MessageType::Nak), Renewal::Refused);
     }
 
     #[test]

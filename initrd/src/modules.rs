@@ -102,6 +102,13 @@ impl Index {
         order.push(path);
     }
 
+    /// True for a CPU's own implementation of a cipher or hash.
+    fn is_accelerator(&self, module: &str) -> bool {
+        self.files
+            .get(module)
+            .is_some_and(|(path, _)| path.starts_with("kernel/arch/") && path.contains("/crypto/"))
+    }
+
     /// True when the module has a file.
     pub fn has(&self, module: &str) -> bool {
         self.files.contains_key(&name_of(module))
@@ -218,12 +225,9 @@ impl Loader {
     }
 
     /// Loads whatever the devices of `/sys` ask for, until no new device appears. A driver that refuses its device is named
-    /// in the result, and does not stop the others. `wanted` may leave modules out.
-    pub fn coldplug(
-        &mut self,
-        sysroot: &Path,
-        wanted: impl Fn(&str) -> bool,
-    ) -> (BTreeSet<String>, Vec<NotLoaded>) {
+    /// in the result, and does not stop the others. Crypto accelerators of the CPU are left to those who ask for them: the kernel
+    /// requests them by name, and a machine has a dozen.
+    pub fn coldplug(&mut self, sysroot: &Path) -> (BTreeSet<String>, Vec<NotLoaded>) {
         let (mut loaded, mut refused) = (BTreeSet::new(), Vec::new());
         loop {
             let new: Vec<String> =
@@ -233,7 +237,10 @@ impl Loader {
             }
             let index = self.index();
             let modules: BTreeSet<String> = new.iter().flat_map(|a| index.wanted(a)).collect();
-            for module in modules.into_iter().filter(|m| wanted(m)) {
+            for module in modules {
+                if self.index.is_accelerator(&module) {
+                    continue;
+                }
                 match self.load(&module) {
                     Ok(true) => {
                         loaded.insert(module);

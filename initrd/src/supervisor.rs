@@ -306,6 +306,10 @@ impl Supervisor {
         for i in order::stop_order(&self.services) {
             let Some(pid) = self.states[i].pid else { continue };
             let _ = kill(Pid::from_raw(pid as i32), Signal::SIGTERM);
+            if self.services[i].tty.is_some() {
+                // A shell at a terminal ignores the polite signal; it takes the terminal's end.
+                let _ = kill(Pid::from_raw(pid as i32), Signal::SIGHUP);
+            }
             let deadline = tokio::time::Instant::now() + STOP_PATIENCE;
             while self.states[i].pid.is_some() {
                 if tokio::time::timeout_at(deadline, children.recv()).await.is_err() {

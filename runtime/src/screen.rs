@@ -38,8 +38,8 @@ pub struct State {
     pub shows: plan::Screen,
     /// A screen was found.
     pub present: bool,
-    /// When a person last touched a key or the mouse, since boot; the kiosk's start at first. `None` without a
-    /// kiosk.
+    /// When a person last touched a key or the mouse, counted from the kernel's start; zero until somebody does.
+    /// `None` without a kiosk.
     pub touched: Option<Duration>,
 }
 
@@ -62,7 +62,9 @@ impl Screen {
     pub fn spawn(page: Status) -> Self {
         let (requests, receiver) = mpsc::channel(8);
         let (state, watched) = watch::channel(State::default());
-        tokio::spawn(Owner { page, warning: None, pending: None, state }.run(receiver));
+        tokio::spawn(
+            Owner { page, warning: None, pending: None, touched: Duration::ZERO, state }.run(receiver),
+        );
         Screen { requests, state: watched }
     }
 
@@ -105,6 +107,7 @@ struct Owner {
     warning: Option<String>,
     /// A guest whose first picture is awaited.
     pending: Option<(String, oneshot::Sender<Result<(), String>>)>,
+    touched: Duration,
     state: watch::Sender<State>,
 }
 
@@ -116,7 +119,7 @@ impl Owner {
                     if let Some(text) = self.warning.clone() {
                         kiosk.send(&Command::Warning { text });
                     }
-                    self.state.send_modify(|s| s.touched = s.touched.or(Some(since_boot())));
+                    self.state.send_modify(|s| s.touched = Some(self.touched));
                     match self.serve(&mut kiosk, &mut requests).await {
                         Some(reason) => reason,
                         None => return kiosk.stop().await,
@@ -188,7 +191,10 @@ impl Owner {
                     let _ = reply.send(Ok(()));
                 }
             }
-            Event::Input => self.state.send_modify(|s| s.touched = Some(since_boot())),
+            Event::Input => {
+                self.touched = since_boot();
+                self.state.send_modify(|s| s.touched = Some(self.touched));
+            }
             Event::Closed { reason } => {
                 tracing::info!(reason, "the guest's picture is gone");
                 self.lost(&reason);
