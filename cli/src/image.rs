@@ -103,7 +103,8 @@ fn sources(from: &Sources) -> Result<labshift_image::Sources> {
         Some(cache) => cache.clone(),
         None => {
             let home = || std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".cache"));
-            let base = std::env::var_os("XDG_CACHE_HOME").filter(|d| !d.is_empty()).map(PathBuf::from).or_else(home);
+            let base =
+                std::env::var_os("XDG_CACHE_HOME").filter(|d| !d.is_empty()).map(PathBuf::from).or_else(home);
             base.context("finding a cache directory: neither HOME nor --cache is set")?.join("labshift")
         }
     };
@@ -124,7 +125,9 @@ fn beside_this_program() -> Result<PathBuf> {
 /// Gives what is not there its exit code.
 fn refused(error: BuildError) -> anyhow::Error {
     match error {
-        BuildError::NoRecipe { .. } | BuildError::NoImage { .. } => Refusal::NotFound(error.to_string()).into(),
+        BuildError::NoRecipe { .. } | BuildError::NoImage { .. } => {
+            Refusal::NotFound(error.to_string()).into()
+        }
         BuildError::Recipe(faults) => faults.into(),
         other => other.into(),
     }
@@ -160,8 +163,8 @@ fn list(store: &Path, json: bool) -> Result<()> {
 fn inspect(image: &str, store: &Path, json: bool) -> Result<()> {
     let store = existing(store)?;
     let (name, prefix) = image.split_once('@').unwrap_or((image, ""));
-    let generation =
-        if prefix.is_empty() { store.channel(name) } else { store.complete(name, prefix) }.map_err(refused)?;
+    let generation = if prefix.is_empty() { store.channel(name) } else { store.complete(name, prefix) }
+        .map_err(refused)?;
     let manifest = read(&store, name, &generation)?;
     if json {
         return crate::print_json(&manifest);
@@ -169,14 +172,14 @@ fn inspect(image: &str, store: &Path, json: bool) -> Result<()> {
     println!("{name}@{} · {} · kernel {}", short(&generation), generation, manifest.kernel_release);
     println!("root hash  {}", manifest.root.root_hash);
     println!("arguments  {}\n", manifest.kernel_arguments);
-    let rows: Vec<_> =
-        manifest.files.iter().map(|(file, entry)| vec![file.clone(), mebibytes(entry.size), entry.sha256.clone()]).collect();
-    println!("{}", table(&["file", "size", "sha256"], &rows));
     let rows: Vec<_> = manifest
-        .services
+        .files
         .iter()
-        .map(|s| vec![s.name.clone(), s.after.join(" "), s.exec.join(" ")])
+        .map(|(file, entry)| vec![file.clone(), mebibytes(entry.size), entry.sha256.clone()])
         .collect();
+    println!("{}", table(&["file", "size", "sha256"], &rows));
+    let rows: Vec<_> =
+        manifest.services.iter().map(|s| vec![s.name.clone(), s.after.join(" "), s.exec.join(" ")]).collect();
     print!("{}", table(&["service", "after", "runs"], &rows));
     Ok(())
 }
@@ -184,7 +187,11 @@ fn inspect(image: &str, store: &Path, json: bool) -> Result<()> {
 /// Looking must not make a store.
 fn existing(store: &Path) -> Result<Store> {
     if !store.is_dir() {
-        return Err(Refusal::NotFound(format!("no image store at {}; `labshift image build` makes one", store.display())).into());
+        return Err(Refusal::NotFound(format!(
+            "no image store at {}; `labshift image build` makes one",
+            store.display()
+        ))
+        .into());
     }
     Store::open(store).map_err(refused)
 }
@@ -211,7 +218,8 @@ impl Watcher {
     fn new(json: bool) -> Self {
         let bar = (!json && std::io::stderr().is_terminal()).then(|| {
             let bar = ProgressBar::new(0);
-            let style = ProgressStyle::with_template("{prefix:>9} {bar:32} {bytes:>10}/{total_bytes:10} {wide_msg}");
+            let style =
+                ProgressStyle::with_template("{prefix:>9} {bar:32} {bytes:>10}/{total_bytes:10} {wide_msg}");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar
         });
@@ -232,7 +240,9 @@ impl Progress for Watcher {
                 bar.set_prefix(stage.to_string());
                 bar.set_message(detail.to_owned());
             }
-            None if self.json => println!("{}", json!({ "event": "stage", "stage": stage.to_string(), "detail": detail })),
+            None if self.json => {
+                println!("{}", json!({ "event": "stage", "stage": stage.to_string(), "detail": detail }))
+            }
             None => eprintln!("  {stage}: {detail}"),
         }
     }
@@ -246,7 +256,10 @@ impl Progress for Watcher {
         let tenth = done * 10 / total.max(1);
         let mut told = self.told.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if self.json && told.insert(stage, tenth) != Some(tenth) {
-            println!("{}", json!({ "event": "bytes", "stage": stage.to_string(), "done": done, "total": total }));
+            println!(
+                "{}",
+                json!({ "event": "bytes", "stage": stage.to_string(), "done": done, "total": total })
+            );
         }
     }
 

@@ -57,7 +57,11 @@ fn help_everywhere() {
 #[test]
 fn no_such_recipe_names_the_nearest() {
     let recipes = concat!(env!("CARGO_MANIFEST_DIR"), "/../recipes");
-    fails(&["image", "build", &format!("{recipes}/labb.toml")], 4, &["no recipe", "labb.toml", "did you mean", "lab.toml"]);
+    fails(
+        &["image", "build", &format!("{recipes}/labb.toml")],
+        4,
+        &["no recipe", "labb.toml", "did you mean", "lab.toml"],
+    );
 }
 
 #[test]
@@ -129,7 +133,11 @@ fn a_server_that_is_not_there() {
     let token = scratch.path().join("token");
     std::fs::write(&token, "00").expect("writing a token");
     let token = token.display().to_string();
-    fails(&["status", "--server", "http://127.0.0.1:1", "--token-file", &token], 6, &["no server answers", "labshift serve"]);
+    fails(
+        &["status", "--server", "http://127.0.0.1:1", "--token-file", &token],
+        6,
+        &["no server answers", "labshift serve"],
+    );
     fails(&["status", "--token-file", "/nonexistent/token"], 4, &["/nonexistent/token"]);
 }
 
@@ -142,8 +150,14 @@ fn a_port_in_use_and_no_permission() {
     let (store, state) = (scratch.path().join("store"), scratch.path().join("state"));
     std::fs::create_dir(&store).expect("store");
     let serve = |extra: &[&str]| {
-        let mut arguments = vec!["serve".to_owned(), "--site".into(), site(), "--interface".into(), "lo".into()];
-        arguments.extend(["-o".into(), store.display().to_string(), "--state".into(), state.display().to_string()]);
+        let mut arguments =
+            vec!["serve".to_owned(), "--site".into(), site(), "--interface".into(), "lo".into()];
+        arguments.extend([
+            "-o".into(),
+            store.display().to_string(),
+            "--state".into(),
+            state.display().to_string(),
+        ]);
         arguments.extend(extra.iter().map(|s| (*s).to_owned()));
         arguments
     };

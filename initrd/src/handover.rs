@@ -9,7 +9,6 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use sha2::{Digest, Sha256};
 use labshift_model::{
     MacAddr,
     boot::BootAnswer,
@@ -18,6 +17,7 @@ use labshift_model::{
     paths,
     service::Service,
 };
+use sha2::{Digest, Sha256};
 use ureq::Agent;
 
 use crate::{

@@ -36,9 +36,11 @@ fn outside(arguments: &LabUp) -> Result<()> {
     if !arguments.store.is_dir() {
         bail!("no image store at {}; `labshift image build` makes one", arguments.store.display());
     }
-    fs::create_dir_all(&arguments.output).with_context(|| format!("making {}", arguments.output.display()))?;
-    let dashboard = TcpListener::bind(arguments.dashboard)
-        .with_context(|| format!("listening on {} for the dashboard (choose another with --dashboard)", arguments.dashboard))?;
+    fs::create_dir_all(&arguments.output)
+        .with_context(|| format!("making {}", arguments.output.display()))?;
+    let dashboard = TcpListener::bind(arguments.dashboard).with_context(|| {
+        format!("listening on {} for the dashboard (choose another with --dashboard)", arguments.dashboard)
+    })?;
 
     // Waited for one by one: after `leave` this process can have no second thread.
     let mut signals = SigSet::empty();
@@ -133,6 +135,7 @@ fn program() -> Result<PathBuf> {
 /// The listener that the process outside has passed.
 fn listener_on_standard_input() -> Result<TcpListener> {
     use std::os::fd::AsFd;
-    let descriptor = std::io::stdin().as_fd().try_clone_to_owned().context("taking the dashboard's socket")?;
+    let descriptor =
+        std::io::stdin().as_fd().try_clone_to_owned().context("taking the dashboard's socket")?;
     Ok(TcpListener::from(descriptor))
 }
