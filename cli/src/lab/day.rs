@@ -20,7 +20,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 /// Nothing takes so long, even on a slow and busy machine without KVM: only against hanging for ever.
-const GUARD: Duration = Duration::from_secs(15 * 60);
+pub const GUARD: Duration = Duration::from_secs(15 * 60);
 
 /// One line of the timeline.
 #[derive(Debug, Clone, Serialize)]

@@ -6,7 +6,7 @@ use std::{
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::{Child, Stdio},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -28,7 +28,7 @@ use crate::{
 /// The demo's site file.
 const SITE: &str = include_str!("site.toml");
 /// The colour of the desktop guest's wallpaper, and the share of the screen that it must cover at least.
-const WALLPAPER: ([u8; 3], f64) = ([0x0f, 0x4c, 0x5c], 0.3);
+const WALLPAPER: ([u8; 3], f64) = ([0x0f, 0x4c, 0x5c], 0.5);
 
 /// What a demo leaves in `demo.json`.
 #[derive(Serialize)]
@@ -198,22 +198,28 @@ impl Stage for Theatre {
         let _ = std::io::stdout().flush();
     }
 
+    /// The first picture may come while the guest still paints: looks again each second.
     fn see_desktop(&mut self, node: &str, name: &str) -> Result<()> {
-        let file =
-            std::path::absolute(self.output.join(format!("{name}.png"))).context("naming the screenshot")?;
-        self.lab.ask(&Request::Screenshot { machine: node.to_owned(), file: file.clone() })?;
-        let share = Picture::read(&file)?.share_of(WALLPAPER.0, 12);
-        ensure!(
-            share >= WALLPAPER.1,
-            "{node}'s screen does not show the desktop: its wallpaper covers {:.0} % of {}",
-            share * 100.0,
-            file.display()
-        );
-        Ok(())
+        let file = std::path::absolute(self.output.join(format!("{name}.png"))).context("naming the screenshot")?;
+        let begun = Instant::now();
+        loop {
+            self.lab.ask(&Request::Screenshot { machine: node.to_owned(), file: file.clone() })?;
+            let share = Picture::read(&file)?.share_of(WALLPAPER.0, 12);
+            if share >= WALLPAPER.1 {
+                return Ok(());
+            }
+            ensure!(
+                begun.elapsed() < day::GUARD,
+                "{node}'s screen does not show the desktop: its wallpaper covers {:.0} % of {}",
+                share * 100.0,
+                file.display()
+            );
+            std::thread::sleep(Duration::from_secs(1));
+        }
     }
 
     fn is_off_and_armed(&mut self, node: &str) -> Result<()> {
-        let guard = std::time::Duration::from_secs(300);
+        let guard = Duration::from_secs(300);
         let off = self.lab.wait(0, node, "powered-off", "", guard)?;
         ensure!(off.detail.starts_with("armed"), "{node} is off, but {}", off.detail);
         Ok(())
