@@ -86,7 +86,7 @@ impl Day<'_> {
         )?;
 
         self.step(
-            "Mon 11:59",
+            "Mon 12:00",
             "save",
             "the next session nears: primes is saved, ws1 shows the desktop again",
             |day| {
