@@ -261,7 +261,7 @@ mod tests {
         assert!(passwd.contains("messagebus:x:998:998:System Message Bus:/:/usr/sbin/nologin\n"), "{passwd}");
         assert!(passwd.contains("tss:x:59:59:TPM:/"));
         assert!(passwd.contains("libvirt-qemu:x:64055:109:Libvirt:/var/lib/libvirt:"));
-        assert_eq!(passwd.matches("nobody").count(), 1);
+        assert_eq!(passwd.matches("nobody:x").count(), 1);
         let group = accounts.group();
         assert!(group.contains("render:x:999:\n") && group.contains("kvm:x:109:messagebus\n"), "{group}");
         assert!(accounts.shadow().contains("root:!*:"));

@@ -119,7 +119,7 @@ pub fn proxy_of_machine(etc: &Path) -> Option<String> {
         .unwrap_or_default();
     files.sort();
     files.push(etc.join("apt.conf"));
-    files.iter().filter_map(|f| fs::read_to_string(f).ok()).filter_map(|t| proxy(&t)).last()
+    files.iter().filter_map(|f| fs::read_to_string(f).ok()).filter_map(|t| proxy(&t)).next_back()
 }
 
 /// Reads the setting in its flat form and in its nested form (`Acquire { http { Proxy "..."; }; };`).

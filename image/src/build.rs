@@ -35,6 +35,9 @@ use crate::{
     uki, verity,
 };
 
+/// The lock inside a generation.
+pub(crate) const LOCK: &str = "lock.json";
+
 /// Where packages come from and go to.
 #[derive(Debug, Clone)]
 pub struct Sources {
@@ -152,7 +155,7 @@ pub fn build(options: &BuildOptions, progress: &dyn Progress) -> Result<Built, B
         initramfs::build(init, &kernel, &early, &trusted).at("packing", work.path().join(paths::INITRD))?;
     write(work.path(), paths::KERNEL, &kernel.image)?;
     write(work.path(), paths::INITRD, &initrd)?;
-    write(work.path(), "lock.json", &published_lock(lock).to_bytes())?;
+    write(work.path(), LOCK, &published_lock(lock).to_bytes())?;
     let arguments = recipe.arguments.join(" ");
     if kind == ImageKind::Host {
         let stub = tools.file("usr/lib/systemd/boot/efi/linuxx64.efi.stub")?;

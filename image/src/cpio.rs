@@ -82,12 +82,13 @@ mod tests {
         let bytes = archive.finish();
         let text = String::from_utf8_lossy(&bytes);
         assert_eq!(bytes.len() % 512, 0);
-        assert!(text.starts_with(
-            "07070100000001000041ed00000000000000000000000200000000000000000000000000000000000000000000000200000000a\0"
-        ));
-        assert!(text.contains(
-            "07070100000002000081a400000000000000000000000100000000000000020000000000000000000000000000000400000000a/b\0"
-        ));
+        // inode, mode, owner, group, links, time, size, device (2), special device (2), name's size, check
+        let header =
+            |fields: [u32; 13]| fields.iter().fold("070701".to_owned(), |h, f| h + &format!("{f:08x}"));
+        let directory = header([1, 0o040_755, 0, 0, 2, 0, 0, 0, 0, 0, 0, 2, 0]) + "a\0";
+        let file = header([2, 0o100_644, 0, 0, 1, 0, 2, 0, 0, 0, 0, 4, 0]) + "a/b\0";
+        assert!(text.starts_with(&directory));
+        assert!(text.contains(&(file + "\0\0hi\0\0")), "{text}");
         assert!(text.contains("TRAILER!!!\0"));
     }
 

@@ -211,4 +211,4 @@ fn leaves_root(path: &str, target: &str) -> bool {
 
 #[cfg(test)]
 #[path = "deb_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -44,7 +44,7 @@ pub(crate) fn package(entries: &[(&str, tar::EntryType, &str)], suffix: &str) ->
         }
         _ => bytes,
     };
-    let control = compress(tarball(&[("./postinst", tar::EntryType::Regular, "#!/bin/sh\n")]));
+    let control = compress(tarball(&[("./postinst", Regular, "#!/bin/sh\n")]));
     let data = compress(tarball(entries));
     let mut archive = ar::Builder::new(vec![]);
     for (name, bytes) in [

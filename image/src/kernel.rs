@@ -187,18 +187,12 @@ pub fn dependencies(modules: &[Module]) -> String {
     let by_name: BTreeMap<&str, &Module> = modules.iter().map(|m| (m.name.as_str(), m)).collect();
     let mut text = String::new();
     for module in modules {
-        let mut needs: Vec<&Module> = vec![];
-        let mut queue: Vec<&String> = module.depends.iter().rev().collect();
-        while let Some(name) = queue.pop() {
-            let Some(need) = by_name.get(name.as_str()) else { continue };
-            // Moved to the end: what it is needed by must come before it.
-            needs.retain(|n| n.name != need.name);
-            needs.push(need);
-            if needs.len() > by_name.len() {
-                break;
-            }
-            queue.extend(need.depends.iter().rev());
+        let (mut needs, mut seen) = (vec![], BTreeSet::from([module.name.as_str()]));
+        for name in &module.depends {
+            visit(name, &by_name, &mut seen, &mut needs);
         }
+        // What is needed was noted before what needs it; the file wants it the other way round.
+        needs.reverse();
         text += &format!("{}:", module.path);
         for need in needs {
             text += &format!(" {}", need.path);
@@ -206,6 +200,21 @@ pub fn dependencies(modules: &[Module]) -> String {
         text.push('\n');
     }
     text
+}
+
+fn visit<'m>(
+    name: &str,
+    by_name: &BTreeMap<&'m str, &'m Module>,
+    seen: &mut BTreeSet<&'m str>,
+    needs: &mut Vec<&'m Module>,
+) {
+    let Some(module) = by_name.get(name) else { return };
+    if seen.insert(&module.name) {
+        for next in &module.depends {
+            visit(next, by_name, seen, needs);
+        }
+        needs.push(module);
+    }
 }
 
 /// `modules.alias` of a set of modules.

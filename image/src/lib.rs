@@ -26,6 +26,7 @@ pub mod error;
 pub mod glob;
 pub mod index;
 pub mod initramfs;
+mod inspect;
 pub mod kernel;
 pub mod lock;
 pub mod progress;
@@ -43,5 +44,6 @@ pub mod verity;
 
 pub use build::{BuildOptions, Built, Sources, build, lock};
 pub use error::BuildError;
+pub use inspect::{Inspected, inspect};
 pub use progress::{Progress, Stage};
 pub use store::{Published, Store};

@@ -224,3 +224,69 @@ fn date(text: &str) -> Option<Timestamp> {
     let text = text.replace(" UTC", " +0000");
     rfc2822::DateTimeParser::new().parse_timestamp(&text).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIST: &[u8] = include_bytes!("../tests/data/InRelease");
+    const RING: &[u8] = include_bytes!("../tests/data/ring.gpg");
+    const OTHER: &[u8] = include_bytes!("../tests/data/other.asc");
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    fn check(list: &[u8], ring: &[u8], suite: &str, now: &str) -> Result<Release, Untrusted> {
+        verify(list, &KeyRing::parse("ring", ring), suite, at(now))
+    }
+
+    #[test]
+    fn believes_what_a_key_of_the_ring_signed() {
+        let release = check(LIST, RING, "trixie", "2026-01-05T00:00:00Z").unwrap();
+        assert_eq!(release.codename, "trixie");
+        assert_eq!(release.files["main/binary-amd64/Packages.xz"].size, 123);
+        assert_eq!(release.files.len(), 1);
+        let mut both = KeyRing::parse("ring", OTHER);
+        assert_eq!(both.len(), 1);
+        both.join(KeyRing::parse("", RING));
+        assert!(verify(LIST, &both, "trixie", at("2026-01-05T00:00:00Z")).is_ok());
+    }
+
+    #[test]
+    fn refusals() {
+        let now = "2026-01-05T00:00:00Z";
+        assert!(matches!(check(LIST, OTHER, "trixie", now), Err(Untrusted::NoKey { .. })));
+        assert!(matches!(check(LIST, b"", "trixie", now), Err(Untrusted::NoKey { .. })));
+        assert!(matches!(check(LIST, RING, "sid", now), Err(Untrusted::WrongSuite { .. })));
+        assert!(matches!(check(LIST, RING, "trixie", "2026-01-11T00:00:00Z"), Err(Untrusted::Expired(_))));
+        // The key itself ends with 2026.
+        assert!(matches!(check(LIST, RING, "trixie", "2027-02-01T00:00:00Z"), Err(Untrusted::NoKey { .. })));
+        let text = String::from_utf8(LIST.to_vec()).unwrap();
+        let changed = text.replace(" 123 main", " 124 main");
+        assert_eq!(check(changed.as_bytes(), RING, "trixie", now), Err(Untrusted::BadSignature));
+        let body = text.split("\n\n").nth(1).unwrap();
+        assert!(matches!(check(body.as_bytes(), RING, "trixie", now), Err(Untrusted::Unsigned(_))));
+        // Text before the signed part is not part of it.
+        let prefixed = format!("Codename: sid\n{text}");
+        assert_ne!(check(prefixed.as_bytes(), RING, "sid", now).map(|r| r.codename), Ok("sid".to_owned()));
+    }
+
+    #[test]
+    fn garbage_is_refused_and_never_a_panic() {
+        let mut state = 0x1234_5678_u32;
+        let mut next = move || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as usize
+        };
+        let ring = KeyRing::parse("ring", RING);
+        for _ in 0..500 {
+            let (mut list, mut keys) = (LIST.to_vec(), RING.to_vec());
+            let (i, j) = (next() % list.len(), next() % keys.len());
+            list[i] ^= 1 << (next() % 7);
+            keys[j] ^= 1 << (next() % 7);
+            let _ = verify(&list, &ring, "trixie", at("2026-01-05T00:00:00Z"));
+            let _ = KeyRing::parse("damaged", &keys);
+        }
+    }
+}

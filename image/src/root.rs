@@ -255,3 +255,7 @@ fn drop_dangling(tree: &mut Tree) {
         .collect();
     tree.prune(|path| dangling.iter().any(|d| d == path));
 }
+
+#[cfg(test)]
+#[path = "root_tests.rs"]
+mod tests;

@@ -79,7 +79,7 @@ impl Code {
             }
             Code::RootFetch => "Check the network between this machine and the server, and the server's log.",
             Code::RootHash => {
-                "The image in the store is damaged or was changed: check it with `labshift image verify` and publish it again."
+                "The image in the store is damaged or was changed after it was built: build it again and let the channel point to that generation."
             }
             Code::Memory => "Use a machine with more memory, or a smaller image.",
             Code::Module => "Kernel and modules must come from one build: publish the image again.",

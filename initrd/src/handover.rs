@@ -100,7 +100,7 @@ pub fn for_node(
     };
     let json = serde_json::to_vec_pretty(&context).unwrap_or_default();
     say_failure("node.json", write_secret(Path::new(paths::NODE_CONTEXT), &json));
-    name_machine(&answer.node, &network.dns);
+    name_machine(&answer.node, &machine_id(&network.mac.to_string()), &network.dns);
     Handover {
         services: manifest.services.clone(),
         reporter: Some(Reporter {
@@ -123,7 +123,8 @@ pub fn for_guest(cmdline: &Cmdline, found: Option<(Port, Lease)>) -> Result<Hand
     let dns = network.as_ref().map(|(n, _)| n.dns.clone()).unwrap_or_default();
     let given = network.as_ref().and_then(|(_, name)| name.clone());
     let name = Some(identity.name).filter(|n| crate::dhcp::is_host_name(n)).or(given);
-    name_machine(name.as_deref().unwrap_or("guest"), &dns);
+    let name = name.as_deref().unwrap_or("guest");
+    name_machine(name, &machine_id(name), &dns);
     let text = fs::read_to_string(GUEST_SERVICES).with_context(|| format!("reading {GUEST_SERVICES}"))?;
     let services = serde_json::from_str(&text).with_context(|| format!("reading {GUEST_SERVICES}"))?;
     Ok(Handover {
@@ -156,21 +157,23 @@ fn write_secret(path: &Path, bytes: &[u8]) -> Result<()> {
     file.write_all(bytes).with_context(|| format!("writing {shown}"))
 }
 
-/// Host name and name servers, for the kernel and for programs.
-fn name_machine(name: &str, dns: &[Ipv4Addr]) {
+/// A machine id (`machine-id(5)`) that is the same at every boot: libvirt and D-Bus want one, and nothing is kept on a disk.
+fn machine_id(of: &str) -> String {
+    hex::encode(&Sha256::digest(format!("labshift machine {of}"))[..16])
+}
+
+/// Host name, machine id and name servers, for the kernel and for programs.
+fn name_machine(name: &str, id: &str, dns: &[Ipv4Addr]) {
     say_failure("host name", fs::write("/proc/sys/kernel/hostname", name).context("setting it"));
     let resolv: String = dns.iter().map(|server| format!("nameserver {server}\n")).collect();
     let hosts = format!("127.0.0.1 localhost\n127.0.1.1 {name}\n::1 localhost\n");
-    // machine-id(5): stable for the machine, so that libvirt knows it again. Firmware's own UUIDs are shared or missing too
-    // often to be used.
-    let id = Sha256::digest(format!("labshift machine {name}"));
-    let files = [
+    let id = format!("{id}\n");
+    for (path, text) in [
         ("/etc/hostname", format!("{name}\n")),
+        ("/etc/machine-id", id),
         ("/etc/hosts", hosts),
         ("/etc/resolv.conf", resolv),
-        ("/etc/machine-id", format!("{}\n", hex::encode(&id[..16]))),
-    ];
-    for (path, text) in files {
+    ] {
         // A link in an image points to where another init would write.
         let _ = fs::remove_file(path);
         say_failure(path, fs::write(path, text).context("writing it"));
@@ -233,6 +236,14 @@ pub fn readdress(old: &Network, lease: &Lease) -> Result<Network> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn machine_ids_are_stable_and_of_the_documented_form() {
+        let id = machine_id("52:54:00:12:34:56");
+        assert_eq!(id, machine_id("52:54:00:12:34:56"));
+        assert!(id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase()));
+        assert_ne!(id, machine_id("52:54:00:12:34:57"));
+    }
 
     #[test]
     fn a_shell_reads_the_guest_environment() {

@@ -244,7 +244,8 @@ impl Engine {
                 .iter()
                 .map(|(phase, ms)| format!("{phase} {:.1} s", *ms as f64 / 1000.0))
                 .collect();
-            say("mode", &format!("{} reached in {seconds:.1} s ({})", done.to, phases.join(", ")));
+            let how = if phases.is_empty() { String::new() } else { format!(" ({})", phases.join(", ")) };
+            say("mode", &format!("{} reached in {seconds:.1} s{how}", done.to));
         }
         self.set_page(&plan).await;
         self.tell_visible(&plan, &observed, now);

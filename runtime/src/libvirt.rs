@@ -77,6 +77,11 @@ impl Hypervisor {
         self.call("tell its version", "", |c| c.get_lib_version()).await
     }
 
+    /// Lets libvirt find out what QEMU can do, which it otherwise does when the first guest starts.
+    pub async fn probe(&self) -> Result<(), LibvirtError> {
+        self.call("probe", "its hypervisor", |c| c.get_capabilities().map(drop)).await
+    }
+
     /// All domains.
     pub async fn list(&self) -> Result<BTreeMap<String, Found>, LibvirtError> {
         self.call("list", "domains", |c| {

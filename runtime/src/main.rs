@@ -149,6 +149,15 @@ async fn serve(run: &Run, context: NodeContext) -> Result<()> {
     let (domain_changes, domains) = mpsc::unbounded_channel();
     let hypervisor = Hypervisor::new(&run.libvirt, domain_changes);
     let version = wait_for_libvirt(&hypervisor).await;
+    let probing = hypervisor.clone();
+    tokio::spawn(async move {
+        if let Err(error) = probing.probe().await {
+            tracing::warn!(
+                error = format!("{:#}", anyhow::Error::from(error)),
+                "libvirt has no working QEMU"
+            );
+        }
+    });
 
     let kvm = match &no_kvm {
         None => "ok".to_owned(),

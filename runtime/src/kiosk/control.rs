@@ -118,12 +118,12 @@ impl Sender {
         line.push(b'\n');
         let fds = attached.map(|fd| [fd.as_raw_fd()]);
         let attach = fds.as_ref().map(|fds| ControlMessage::ScmRights(fds));
-        // A line is far smaller than a socket's buffer: the kernel takes it whole.
+        // A line is far smaller than a socket's buffer, so the kernel takes it whole; a kiosk that hangs must not hang us.
         let sent = sendmsg::<()>(
             self.stream.as_raw_fd(),
             &[IoSlice::new(&line)],
             attach.as_slice(),
-            MsgFlags::MSG_NOSIGNAL,
+            MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT,
             None,
         )?;
         if sent == line.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }

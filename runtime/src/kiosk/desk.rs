@@ -38,14 +38,14 @@ use super::{
 
 /// How often a missing screen or input directory is looked for.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// How often the monitor is asked whether it is still the one that was switched on.
+/// How often the monitor is asked whether it is still there.
 const CHECK_MONITOR: Duration = Duration::from_secs(10);
 /// Input is told to the runtime at most this often.
 const TELL_INPUT: Duration = Duration::from_secs(1);
 /// A picture with less light than this is a machine that starts: firmware's or kernel's text on black.
 const LIT_PERCENT: u32 = 10;
 /// After this long a guest is shown whatever its picture is: a person can then see what it hangs at.
-const SHOW_ANYWAY: Duration = Duration::from_secs(60);
+const SHOW_ANYWAY: Duration = Duration::from_secs(80);
 /// The page's size while there is no screen.
 const UNSEEN: (u32, u32) = (1024, 768);
 
@@ -160,7 +160,7 @@ impl Desk {
         })
     }
 
-    /// Takes a screen when there is none, and lets go of one whose monitor is gone or another.
+    /// Takes a screen when there is none, and lets go of one whose monitor is gone.
     fn look_for_screen(&mut self) -> io::Result<()> {
         let pause = if self.screen.is_some() { CHECK_MONITOR } else { LOOK_AGAIN };
         if self.told.looked.is_some_and(|at| at.elapsed() < pause) {

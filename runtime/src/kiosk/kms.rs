@@ -144,12 +144,11 @@ impl Screen {
         (width.into(), height.into())
     }
 
-    /// The monitor is still there with the mode that we set.
+    /// The monitor is still there, as far as the kernel knows. It is not asked to probe: that costs time, and old
+    /// monitors flicker.
     pub fn is_current(&self) -> bool {
-        self.card.get_connector(self.connector, true).is_ok_and(|info| {
-            info.state() == connector::State::Connected
-                && best(info.modes()).is_some_and(|mode| mode.size() == self.mode.size())
-        })
+        let info = self.card.get_connector(self.connector, false);
+        info.is_ok_and(|info| info.state() == connector::State::Connected)
     }
 
     /// Draws these parts of the view.

@@ -12,7 +12,11 @@
 //! QEMU's additions: extended key events (-258), absolute pointer (-257), lock lights (-261); besides them desktop
 //! size (-223, -308) and cursor shape (-239).
 
+mod reader;
+mod requests;
+
 use super::{cursor::Cursor, picture::Picture, rect::Rect};
+use reader::Reader;
 
 /// Pixels of the largest picture taken (8K).
 pub const MOST_PIXELS: u64 = 7680 * 4320;
@@ -448,62 +452,6 @@ impl Client {
         }
         Ok(rect)
     }
-
-    fn greet(&mut self) {
-        // SetPixelFormat: 32 bits, 24 used, little endian, true colour, 8 bits each, blue lowest: KMS XRGB8888.
-        self.output.extend_from_slice(&[0, 0, 0, 0, 32, 24, 0, 1, 0, 255, 0, 255, 0, 255, 16, 8, 0, 0, 0, 0]);
-        let encodings = [
-            RAW,
-            COPY_RECT,
-            DESKTOP_SIZE,
-            EXTENDED_DESKTOP_SIZE,
-            RICH_CURSOR,
-            POINTER_MODE,
-            EXTENDED_KEYS,
-            LOCK_LIGHTS,
-        ];
-        self.output.extend_from_slice(&[2, 0, 0, encodings.len() as u8]);
-        for encoding in encodings {
-            self.output.extend_from_slice(&encoding.to_be_bytes());
-        }
-    }
-
-    /// Asks for an update: the whole picture, or (`changes`) what has changed since the last.
-    pub fn ask_for_update(&mut self, changes: bool) {
-        self.output.extend_from_slice(&[3, changes.into(), 0, 0, 0, 0]);
-        for v in [self.picture.width(), self.picture.height()] {
-            self.output.extend_from_slice(&(v as u16).to_be_bytes());
-        }
-    }
-
-    /// Asks the guest for a picture of this size. Only after [`Event::SizeOnRequest`].
-    pub fn ask_for_size(&mut self, width: u16, height: u16) {
-        let size = [width.to_be_bytes(), height.to_be_bytes()].concat();
-        self.output.extend_from_slice(&[251, 0]);
-        self.output.extend_from_slice(&size);
-        self.output.extend_from_slice(&[1, 0]);
-        self.output.extend_from_slice(&self.screen.0.to_be_bytes());
-        self.output.extend_from_slice(&[0, 0, 0, 0]);
-        self.output.extend_from_slice(&size);
-        self.output.extend_from_slice(&[0, 0, 0, 0]);
-    }
-
-    /// A key goes down or up. Without QEMU's extension nothing is sent: a symbol alone would be a guess at the layout.
-    pub fn key(&mut self, scan_code: u16, symbol: u32, down: bool) {
-        if self.extended_keys {
-            self.output.extend_from_slice(&[255, 0, 0, down.into()]);
-            self.output.extend_from_slice(&symbol.to_be_bytes());
-            self.output.extend_from_slice(&u32::from(scan_code).to_be_bytes());
-        }
-    }
-
-    /// The pointer's place and buttons (bit 0 left, 1 middle, 2 right, 3 and 4 wheel up and down, 5 and 6 wheel left
-    /// and right). In relative mode, `x` and `y` are 0x7fff plus the movement.
-    pub fn pointer(&mut self, x: u16, y: u16, buttons: u8) {
-        self.output.extend_from_slice(&[5, buttons]);
-        self.output.extend_from_slice(&x.to_be_bytes());
-        self.output.extend_from_slice(&y.to_be_bytes());
-    }
 }
 
 fn blank(width: u16, height: u16) -> Result<Picture, Fault> {
@@ -523,38 +471,5 @@ fn printable(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).chars().filter(|c| !c.is_control()).take(200).collect()
 }
 
-/// Reads big-endian numbers; `None` when the bytes have run out.
-struct Reader<'a> {
-    bytes: &'a [u8],
-    at: usize,
-}
-
-impl<'a> Reader<'a> {
-    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
-        let taken = self.bytes.get(self.at..self.at.checked_add(length)?)?;
-        self.at += length;
-        Some(taken)
-    }
-
-    fn skip(&mut self, most: u32) -> u32 {
-        let length = (self.bytes.len() - self.at).min(most as usize);
-        self.at += length;
-        length as u32
-    }
-
-    fn u8(&mut self) -> Option<u8> {
-        self.take(1).map(|b| b[0])
-    }
-
-    fn u16(&mut self) -> Option<u16> {
-        self.take(2).map(|b| u16::from_be_bytes([b[0], b[1]]))
-    }
-
-    fn u32(&mut self) -> Option<u32> {
-        self.take(4).map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]))
-    }
-}
-
 #[cfg(test)]
-#[path = "rfb_tests.rs"]
 mod tests;

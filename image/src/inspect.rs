@@ -1,0 +1,67 @@
+//! What lies in a store, and whether it is still what was built.
+
+use std::path::PathBuf;
+
+use labshift_model::{
+    manifest::{self, Manifest, Signature},
+    paths,
+};
+
+use crate::{
+    build::entries,
+    error::{At, BuildError},
+    lock::Lock,
+    store::Store,
+};
+
+/// A published generation, checked.
+#[derive(Debug, Clone)]
+pub struct Inspected {
+    /// Full generation.
+    pub generation: String,
+    /// Where it lies.
+    pub directory: PathBuf,
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// What it is made of.
+    pub lock: Lock,
+    /// It is what its channel points to.
+    pub stable: bool,
+    /// Public key that signed it (hex).
+    pub signed_by: String,
+}
+
+/// Reads a generation (the stable one without `generation`; a prefix is enough) and verifies every file of it.
+pub fn inspect(store: &Store, name: &str, generation: Option<&str>) -> Result<Inspected, BuildError> {
+    let generation = match generation {
+        Some(prefix) => store.complete(name, prefix)?,
+        None => store.channel(name)?,
+    };
+    let directory = store.generation(name, &generation);
+    let read = |file: &str| {
+        let path = directory.join(file);
+        std::fs::read(&path).at("reading", &path)
+    };
+    let shown = format!("{name}/{}", manifest::short(&generation));
+    let tampered = |reason: String| BuildError::Tampered { name: shown.clone(), reason };
+    let bytes = read(paths::MANIFEST)?;
+    let signature: Signature = serde_json::from_slice(&read(paths::SIGNATURE)?)
+        .map_err(|e| tampered(format!("its signature can't be read: {e}")))?;
+    let key = store.signing_key()?.verifying_key();
+    let manifest = Manifest::verify(&bytes, &signature, &[key], Some(&generation))
+        .map_err(|e| tampered(e.to_string()))?;
+    let found = entries(&directory)?;
+    for (file, expected) in &manifest.files {
+        match found.get(file) {
+            Some(entry) if entry == expected => {}
+            Some(entry) if entry.size != expected.size => {
+                return Err(tampered(format!("{file} has {} bytes, expected {}", entry.size, expected.size)));
+            }
+            Some(_) => return Err(tampered(format!("{file} has another SHA-256 than its manifest says"))),
+            None => return Err(tampered(format!("{file} is missing"))),
+        }
+    }
+    let lock = Lock::from_bytes(&read(crate::build::LOCK)?).map_err(tampered)?;
+    let stable = store.channel(name).is_ok_and(|s| s == generation);
+    Ok(Inspected { generation, directory, manifest, lock, stable, signed_by: signature.key })
+}
