@@ -200,7 +200,8 @@ impl Stage for Theatre {
 
     /// The first picture may come while the guest still paints: looks again each second.
     fn see_desktop(&mut self, node: &str, name: &str) -> Result<()> {
-        let file = std::path::absolute(self.output.join(format!("{name}.png"))).context("naming the screenshot")?;
+        let file =
+            std::path::absolute(self.output.join(format!("{name}.png"))).context("naming the screenshot")?;
         let begun = Instant::now();
         loop {
             self.lab.ask(&Request::Screenshot { machine: node.to_owned(), file: file.clone() })?;
