@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// zstd level: init's start-up is limited by reading, not by unpacking.
-const LEVEL: i32 = 15;
+const LEVEL: i32 = 12;
 
 /// Puts an initramfs together.
 pub fn build(

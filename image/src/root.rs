@@ -223,7 +223,7 @@ fn configuration(tree: &mut Tree, recipe: &Recipe, accounts: &Accounts) {
     tree.file("etc/fstab", 0o644, "");
     tree.file("etc/machine-id", 0o444, "");
     for (path, source) in [
-        ("etc/nsswitch.conf", "usr/share/base-files/nsswitch.conf"),
+        ("etc/nsswitch.conf", "usr/share/libc-bin/nsswitch.conf"),
         ("etc/profile", "usr/share/base-files/profile"),
         ("root/.profile", "usr/share/base-files/dot.profile"),
     ] {

@@ -16,6 +16,7 @@ use labshift_model::{
     boot::{Stage, StageEvent},
     guest::Role,
     node::{Mode, NodeDesired, NodeStatus, ToNode},
+    paths,
 };
 use labshift_plan::node::{self as plan, Domain, NodeObserved, Plan, Rcuda, Screen, Step, Trouble};
 use tokio::{
@@ -40,6 +41,9 @@ use crate::{
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// The status goes out so often even when nothing changed.
 const HEARTBEAT: Duration = Duration::from_secs(15);
+
+/// A failure that was not repeated for so long is history: every retry comes sooner.
+const FORGET_AFTER: Duration = Duration::from_secs(300);
 
 /// A subject's failures.
 struct Failures {
@@ -85,6 +89,7 @@ pub struct Engine {
     timeline: Timeline,
     consoles: BTreeMap<String, JoinHandle<()>>,
     page: Page,
+    observed: NodeObserved,
     told_at: Duration,
     visible_told: bool,
 }
@@ -117,6 +122,7 @@ impl Engine {
             timeline: Timeline::default(),
             consoles: BTreeMap::new(),
             page,
+            observed: NodeObserved::default(),
             told_at: Duration::ZERO,
             visible_told: false,
         }
@@ -222,10 +228,15 @@ impl Engine {
                 if self.failures.get("libvirt").is_none_or(|f| f.reason != reason) {
                     self.fail("libvirt", reason, now);
                 }
+                // Without libvirt nothing can be decided; the server hears of it with what was seen last.
+                let (desired, observed) = (self.desired.clone(), self.observed.clone());
+                self.tell(desired.as_ref(), &observed, now);
                 return LOOK_AGAIN;
             }
         };
         self.failures.remove("libvirt");
+        self.failures.retain(|_, f| now.saturating_sub(f.last) < FORGET_AFTER);
+        self.observed = observed.clone();
         self.follow_consoles(&observed);
         let Some(desired) = self.desired.clone() else {
             self.tell(None, &observed, now);
@@ -430,7 +441,12 @@ impl Engine {
     }
 }
 
-/// Prints progress in the form that init and the tests know: `labshift: [seconds] STAGE detail`.
+/// Prints progress in the form that init and the tests know: `labshift: [seconds] STAGE detail`. A service of
+/// init leaves the beginning to init.
 pub fn say(stage: &str, detail: &str) {
-    println!("labshift: [{:8.3}] {stage} {detail}", since_boot().as_secs_f64());
+    if Path::new(paths::INIT_SOCKET).exists() {
+        println!("{stage} {detail}");
+    } else {
+        println!("labshift: [{:8.3}] {stage} {detail}", since_boot().as_secs_f64());
+    }
 }
