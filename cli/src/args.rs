@@ -82,9 +82,9 @@ pub struct Sources {
     /// Debian mirror to use instead of the machine's own apt sources (repeatable).
     #[arg(long, value_name = "URL")]
     pub mirror: Vec<String>,
-    /// Keyring that may sign package indexes, instead of the machine's Debian archive keys (repeatable).
+    /// Keyring that may sign package indexes, instead of the machine's Debian archive keys.
     #[arg(long, value_name = "FILE")]
-    pub keyring: Vec<PathBuf>,
+    pub keyring: Option<PathBuf>,
     /// Directory for downloaded packages; by default the user's cache directory.
     #[arg(long, value_name = "DIR", env = "LABSHIFT_CACHE")]
     pub cache: Option<PathBuf>,

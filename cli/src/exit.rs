@@ -49,12 +49,10 @@ mod tests {
     #[test]
     fn the_cause_decides_however_deep_it_sits() {
         let debug = |e: anyhow::Error| format!("{:?}", code(&e));
-        let deep = Err::<(), _>(io::Error::from(io::ErrorKind::NotFound)).context("reading x").context("building");
+        let deep =
+            Err::<(), _>(io::Error::from(io::ErrorKind::NotFound)).context("reading x").context("building");
         assert_eq!(debug(deep.unwrap_err()), format!("{:?}", ExitCode::from(4)));
         assert_eq!(debug(anyhow::anyhow!("x")), format!("{:?}", ExitCode::from(1)));
-        assert_eq!(
-            debug(Refusal::Unreachable("no".into()).into()),
-            format!("{:?}", ExitCode::from(6))
-        );
+        assert_eq!(debug(Refusal::Unreachable("no".into()).into()), format!("{:?}", ExitCode::from(6)));
     }
 }

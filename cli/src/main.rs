@@ -29,7 +29,7 @@ fn main() -> ExitCode {
 fn run(arguments: Arguments) -> anyhow::Result<()> {
     let json = arguments.json;
     match arguments.command {
-        Command::Image(_) => Ok(()),
+        Command::Image(command) => image::run(command, json),
         Command::Serve(arguments) => serve::run(arguments),
         Command::Site(command) => site::run(command, json),
         Command::Node(command) => node::run(command, json),

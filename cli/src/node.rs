@@ -30,13 +30,17 @@ pub fn run(command: Node, json: bool) -> Result<()> {
                 return crate::print_json(&explanation);
             }
             println!("{}: {}\n", explanation.node, explanation.summary);
-            println!("wanted  {} since {}: {}", explanation.wanted.mode, explanation.wanted.from, explanation.wanted.cause);
+            println!(
+                "wanted  {} since {}: {}",
+                explanation.wanted.mode, explanation.wanted.from, explanation.wanted.cause
+            );
             for next in &explanation.upcoming {
                 println!("next    {} from {}: {}", next.mode, next.from, next.cause);
             }
             println!("\nhow it came to this, newest first:");
             for event in &explanation.history {
-                let because = if event.cause.is_empty() { String::new() } else { format!(" — {}", event.cause) };
+                let because =
+                    if event.cause.is_empty() { String::new() } else { format!(" — {}", event.cause) };
                 println!("  {}  {}{because}", event.at, event.text);
             }
         }
@@ -70,7 +74,11 @@ pub fn status(server: &Server, json: bool) -> Result<()> {
     if json {
         return crate::print_json(&status);
     }
-    println!("{} · {}\n", status.site, status.now.in_tz(&status.timezone).map_or_else(|_| status.now.to_string(), |t| t.to_string()));
+    println!(
+        "{} · {}\n",
+        status.site,
+        status.now.in_tz(&status.timezone).map_or_else(|_| status.now.to_string(), |t| t.to_string())
+    );
     println!("{}", nodes(&status));
     if !status.guests.is_empty() {
         let rows: Vec<_> = status
@@ -97,22 +105,32 @@ fn row(node: &NodeView) -> Vec<String> {
         Some(t) => format!("{} ({}/{} {})", node.state, t.done, t.total, t.phase),
         None => node.state.to_string(),
     };
-    let image = node.generation.as_deref().map_or_else(|| node.image.clone(), |g| format!("{}@{}", node.image, short(g)));
+    let image = node
+        .generation
+        .as_deref()
+        .map_or_else(|| node.image.clone(), |g| format!("{}@{}", node.image, short(g)));
     vec![node.name.clone(), node.room.clone(), state, image, node.address.to_string(), node.cause.clone()]
 }
 
 /// One boot, stage by stage, as text.
 pub fn stages(boot: &Boot) -> String {
-    let mut text = format!("boot {} of {}@{}, {}\n", boot.attempt, boot.image, short(&boot.generation), boot.begun_real);
+    let mut text =
+        format!("boot {} of {}@{}, {}\n", boot.attempt, boot.image, short(&boot.generation), boot.begun_real);
     let mut before = 0;
     for stage in &boot.stages {
-        let name = serde_json::to_value(stage.stage).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
+        let name = serde_json::to_value(stage.stage)
+            .ok()
+            .and_then(|v| v.as_str().map(str::to_owned))
+            .unwrap_or_default();
         let step = duration(stage.ms.saturating_sub(before));
         text.push_str(&format!("  {:>10}  +{step:<10} {name:<14} {}\n", duration(stage.ms), stage.detail));
         before = stage.ms;
     }
     if let Some(failure) = &boot.failure {
-        text.push_str(&format!("  failed: {} {}\n  help: {}\n", failure.code, failure.sentence, failure.hint));
+        text.push_str(&format!(
+            "  failed: {} {}\n  help: {}\n",
+            failure.code, failure.sentence, failure.hint
+        ));
     }
     text
 }
@@ -142,7 +160,9 @@ fn ask<T>(server: &Server, question: impl FnOnce(&Client) -> Result<T, ClientErr
     question(&client).map_err(|e| {
         let text = e.to_string();
         match e {
-            ClientError::Unreachable { .. } | ClientError::HangGuard { .. } => Refusal::Unreachable(text).into(),
+            ClientError::Unreachable { .. } | ClientError::HangGuard { .. } => {
+                Refusal::Unreachable(text).into()
+            }
             ClientError::Refused { status: 404, .. } => Refusal::NotFound(text).into(),
             ClientError::Refused { status: 401 | 403, .. } => Refusal::NoPermission(text).into(),
             other => anyhow::Error::new(other),

@@ -26,7 +26,8 @@ use crate::{
 
 /// Runs until SIGINT or SIGTERM; SIGHUP reads the site file again.
 pub fn run(arguments: Serve) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting tokio")?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting tokio")?;
     runtime.block_on(serve(arguments))
 }
 
@@ -63,8 +64,9 @@ async fn serve(arguments: Serve) -> Result<()> {
         clock,
     })
     .context("opening the fleet's state")?;
-    let plane =
-        BootPlane::bind(config, fleet.directory(), fleet.journal()).map_err(permission).context("starting the boot plane")?;
+    let plane = BootPlane::bind(config, fleet.directory(), fleet.journal())
+        .map_err(permission)
+        .context("starting the boot plane")?;
     let lab = listen(plane.http_address()).await?;
     let admins = match inherited()? {
         Some(listener) => listener,
@@ -72,7 +74,10 @@ async fn serve(arguments: Serve) -> Result<()> {
     };
     let dashboard = admins.local_addr().context("reading the dashboard's address")?;
     println!("labshift: serving {} on {}", arguments.site.display(), arguments.interface);
-    println!("labshift: dashboard http://{dashboard}/ · token {}", arguments.state.join("admin.token").display());
+    println!(
+        "labshift: dashboard http://{dashboard}/ · token {}",
+        arguments.state.join("admin.token").display()
+    );
 
     let (stop, stopped) = watch::channel(false);
     let until = || {
@@ -92,7 +97,11 @@ async fn serve(arguments: Serve) -> Result<()> {
     result
 }
 
-async fn http(listener: TcpListener, routes: Router, until: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
+async fn http(
+    listener: TcpListener,
+    routes: Router,
+    until: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
     let service = routes.into_make_service_with_connect_info::<SocketAddr>();
     axum::serve(listener, service).with_graceful_shutdown(until).await
 }
@@ -112,7 +121,9 @@ async fn listen(address: SocketAddr) -> Result<TcpListener> {
 /// The first socket that systemd (or a virtual lab) handed over.
 fn inherited() -> Result<Option<TcpListener>> {
     let mut passed = listenfd::ListenFd::from_env();
-    let Some(listener) = passed.take_tcp_listener(0).context("taking the inherited socket")? else { return Ok(None) };
+    let Some(listener) = passed.take_tcp_listener(0).context("taking the inherited socket")? else {
+        return Ok(None);
+    };
     listener.set_nonblocking(true).context("preparing the inherited socket")?;
     Ok(Some(TcpListener::from_std(listener).context("using the inherited socket")?))
 }
@@ -140,7 +151,9 @@ async fn signals(fleet: &Fleet, arguments: &Serve) -> Result<()> {
 /// Gives a refusal of the system its exit code.
 fn permission(error: labshift_pxe::BindError) -> anyhow::Error {
     match error {
-        labshift_pxe::BindError::Permission { .. } => crate::exit::Refusal::NoPermission(error.to_string()).into(),
+        labshift_pxe::BindError::Permission { .. } => {
+            crate::exit::Refusal::NoPermission(error.to_string()).into()
+        }
         other => other.into(),
     }
 }

@@ -21,7 +21,10 @@ pub fn run(command: Site, json: bool) -> Result<()> {
                     "site": site.name, "rooms": rooms, "machines": machines, "guests": guests
                 }));
             }
-            println!("{}: no mistakes · {rooms} rooms, {machines} machines, {guests} batch guests", file.display());
+            println!(
+                "{}: no mistakes · {rooms} rooms, {machines} machines, {guests} batch guests",
+                file.display()
+            );
         }
         Site::Schedule { file, from, days } => print_schedule(&read(&file)?, from.as_deref(), days, json)?,
     }
@@ -30,7 +33,8 @@ pub fn run(command: Site, json: bool) -> Result<()> {
 
 /// Reads a site file; its mistakes are the error.
 pub fn read(file: &Path) -> Result<SiteFile> {
-    let text = std::fs::read_to_string(file).with_context(|| format!("reading site file {}", file.display()))?;
+    let text =
+        std::fs::read_to_string(file).with_context(|| format!("reading site file {}", file.display()))?;
     Ok(SiteFile::parse(&file.display().to_string(), &text)?)
 }
 

@@ -19,7 +19,16 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
         text.trim_end().to_owned() + "\n"
     };
     let mut text = line(header.to_vec());
-    text.push_str(&line(width.iter().map(|w| "────────────────────────────────────────────────────────────────────────────────".get(..w * 3).unwrap_or_default()).collect()));
+    text.push_str(&line(
+        width
+            .iter()
+            .map(|w| {
+                "────────────────────────────────────────────────────────────────────────────────"
+                    .get(..w * 3)
+                    .unwrap_or_default()
+            })
+            .collect(),
+    ));
     for row in rows {
         text.push_str(&line(row.iter().map(String::as_str).collect()));
     }
@@ -41,7 +50,10 @@ mod tests {
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
-        let text = table(&["node", "state"], &[vec!["ws1".into(), "off".into()], vec!["a-long-one".into(), "".into()]]);
+        let text = table(
+            &["node", "state"],
+            &[vec!["ws1".into(), "off".into()], vec!["a-long-one".into(), "".into()]],
+        );
         assert_eq!(text, "node        state\n──────────  ─────\nws1         off\na-long-one\n");
     }
 

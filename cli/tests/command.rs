@@ -1,7 +1,6 @@
 //! The command as a person meets it: help, mistakes, exit codes.
 
 use std::{
-    net::TcpListener,
     path::Path,
     process::{Command, Output},
 };
@@ -57,7 +56,11 @@ fn help_everywhere() {
 #[test]
 fn no_such_recipe_names_the_nearest() {
     let recipes = concat!(env!("CARGO_MANIFEST_DIR"), "/../recipes");
-    fails(&["image", "build", &format!("{recipes}/labb.toml")], 4, &["no recipe", "labb.toml", "did you mean", "lab.toml"]);
+    fails(
+        &["image", "build", &format!("{recipes}/labb.toml")],
+        4,
+        &["no recipe", "labb.toml", "did you mean", "lab.toml"],
+    );
 }
 
 #[test]
@@ -129,35 +132,46 @@ fn a_server_that_is_not_there() {
     let token = scratch.path().join("token");
     std::fs::write(&token, "00").expect("writing a token");
     let token = token.display().to_string();
-    fails(&["status", "--server", "http://127.0.0.1:1", "--token-file", &token], 6, &["no server answers", "labshift serve"]);
+    fails(
+        &["status", "--server", "http://127.0.0.1:1", "--token-file", &token],
+        6,
+        &["no server answers", "labshift serve"],
+    );
     fails(&["status", "--token-file", "/nonexistent/token"], 4, &["/nonexistent/token"]);
 }
 
-/// In a network namespace of its own, where the port is surely ours to take.
-#[test]
-fn a_port_in_use_and_no_permission() {
+/// Runs a shell script in a network namespace of its own, with the example site's address on loopback. `$serve` is a
+/// `labshift serve` for it; the second process is started when the first has said that it serves.
+fn in_a_network_of_its_own(script: &str) -> Output {
     let scratch = tempfile::tempdir().expect("temporary directory");
-    let taken = TcpListener::bind("127.0.0.1:0").expect("binding");
-    let port = taken.local_addr().expect("address").port().to_string();
-    let (store, state) = (scratch.path().join("store"), scratch.path().join("state"));
-    std::fs::create_dir(&store).expect("store");
-    let serve = |extra: &[&str]| {
-        let mut arguments = vec!["serve".to_owned(), "--site".into(), site(), "--interface".into(), "lo".into()];
-        arguments.extend(["-o".into(), store.display().to_string(), "--state".into(), state.display().to_string()]);
-        arguments.extend(extra.iter().map(|s| (*s).to_owned()));
-        arguments
-    };
-    let arguments = serve(&["--http-port", &port, "--dhcp", "off"]);
-    fails(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), 1, &["in use", &port]);
-
-    // Without any capability, port 67 is not ours.
-    let arguments = serve(&["--http-port", "0"]);
-    let output = Command::new("setpriv")
-        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"])
-        .arg(env!("CARGO_BIN_EXE_labshift"))
-        .args(&arguments)
+    let directory = scratch.path().display();
+    let prepare = format!(
+        "mkdir {directory}/store && mkfifo {directory}/said && ip link set lo up && ip address add 10.77.0.1/24 dev lo && \
+         serve='{} serve --site {} --interface lo -o {directory}/store' && cd {directory} && {script}",
+        env!("CARGO_BIN_EXE_labshift"),
+        site()
+    );
+    Command::new("unshare")
+        .args(["--user", "--map-root-user", "--net", "--fork", "--kill-child", "sh", "-c", &prepare])
         .output()
-        .expect("starting setpriv");
+        .expect("starting unshare")
+}
+
+#[test]
+fn a_port_in_use() {
+    let output = in_a_network_of_its_own(
+        "$serve --state one --dhcp off > said & first=$!; read -r line < said; \
+         $serve --state two --dhcp off; code=$?; kill $first; exit $code",
+    );
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("in use"), "{said}");
+}
+
+#[test]
+fn no_permission_for_the_boot_ports() {
+    let output = in_a_network_of_its_own("setpriv --bounding-set=-all --inh-caps=-all $serve --state one");
     let said = text(&output);
     assert_eq!(output.status.code(), Some(5), "{said}");
+    assert!(said.contains("no permission") && said.contains("CAP_NET_BIND_SERVICE"), "{said}");
 }

@@ -17,6 +17,7 @@ mod qmp;
 pub mod screen;
 pub mod switch;
 mod tap;
+mod wake;
 pub mod workstation;
 
 use std::{

@@ -26,6 +26,9 @@ use crate::frame;
 /// Frames that wait for a port; about what a small switch holds.
 const QUEUE: usize = 2048;
 
+/// Addresses that are learnt; a flood of made-up ones must not eat the memory.
+const ADDRESSES: usize = 8192;
+
 /// Number of a port.
 pub type PortId = usize;
 
@@ -50,6 +53,11 @@ impl Cable {
     /// Cuts or mends it.
     pub fn set_cut(&self, cut: bool) {
         self.cut.store(cut, Ordering::Relaxed);
+    }
+
+    /// Whether it is cut.
+    pub fn is_cut(&self) -> bool {
+        self.cut.load(Ordering::Relaxed)
     }
 
     /// Loses so many of a thousand frames in each direction, and delays the rest.
@@ -94,6 +102,11 @@ impl Switch {
         (ports.len() - 1, receive, cable)
     }
 
+    /// Forgets what is behind a port, as when its link goes down: a guest may come up behind another one.
+    pub fn forget(&self, port: PortId) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, behind| *behind != port);
+    }
+
     /// A frame came in on a port.
     pub fn forward(&self, from: PortId, bytes: &[u8]) {
         let Some((destination, source)) = frame::addresses(bytes) else { return };
@@ -103,7 +116,7 @@ impl Switch {
             return;
         }
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if !frame::is_group(source) {
+        if !frame::is_group(source) && (known.len() < ADDRESSES || known.contains_key(&source)) {
             known.insert(source, from);
         }
         let to = if frame::is_group(destination) { None } else { known.get(&destination).copied() };
@@ -144,6 +157,9 @@ mod tests {
         assert!(from_b.try_recv().is_ok() && from_c.try_recv().is_err());
         switch.forward(a, &[1, 2, 3]);
         assert!(from_b.try_recv().is_err());
+        switch.forget(b);
+        switch.forward(a, &frame_to(2, 1));
+        assert!(from_b.try_recv().is_ok() && from_c.try_recv().is_ok());
     }
 
     #[test]

@@ -13,9 +13,12 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, BufRead, BufReader, Read, Write},
-    os::unix::{
-        net::{UnixListener, UnixStream},
-        process::CommandExt,
+    os::{
+        fd::AsRawFd,
+        unix::{
+            net::{UnixListener, UnixStream},
+            process::CommandExt,
+        },
     },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -32,6 +35,7 @@ use crate::{
     journal::Journal,
     qmp::{Qmp, QmpError},
     switch::{Cable, PortId, Queued, Switch},
+    wake,
 };
 
 /// Which firmware a workstation has.
@@ -182,13 +186,13 @@ impl Workstation {
     pub fn set_cable(&self, cut: bool) -> Result<(), WorkstationError> {
         self.cable.set_cut(cut);
         self.note(if cut { "cable-cut" } else { "cable-mended" }, "");
-        match self.qmp() {
-            Some(qmp) => {
-                let link = json!({ "name": "net0", "up": !cut });
-                qmp.call("set_link", link).map(drop).map_err(|e| self.qmp_failed(e))
-            }
-            None => Ok(()),
-        }
+        self.switch.forget(self.port);
+        self.set_link(!cut)
+    }
+
+    fn set_link(&self, up: bool) -> Result<(), WorkstationError> {
+        let Some(qmp) = self.qmp() else { return Ok(()) };
+        qmp.call("set_link", json!({ "name": "net0", "up": up })).map(drop).map_err(|e| self.qmp_failed(e))
     }
 
     /// Saves what its screen shows as a PNG file.
@@ -252,20 +256,27 @@ impl Workstation {
         state.machine = Some(machine);
         state.power.on = true;
         state.power.starts += 1;
+        let start = state.power.starts;
         drop(state);
         self.note("powered-on", cause);
-        let (switch, port) = (self.switch.clone(), self.port);
-        std::thread::spawn(move || drop(transmit(&mut input, &switch, port)));
-        Ok(())
+        let workstation = self.clone();
+        std::thread::spawn(move || {
+            drop(transmit(&mut input, &workstation.switch, workstation.port));
+            workstation.lost(start);
+        });
+        if self.cable.is_cut() { self.set_link(false) } else { Ok(()) }
     }
 
     /// Starts QEMU. It connects to sockets that already listen, so there is nothing to wait for.
     fn launch(self: &Arc<Self>) -> Result<Machine, WorkstationError> {
         let name = &self.hardware.name;
         let listen = |what: &str| {
-            let path = self.directory.join(format!("{name}.{what}"));
-            drop(fs::remove_file(&path));
-            UnixListener::bind(&path).map_err(|e| self.io_failed("listening for QEMU", e))
+            let file = format!("{name}.{what}");
+            drop(fs::remove_file(self.directory.join(&file)));
+            // Through the directory's descriptor: a socket's path may have 107 bytes only.
+            File::open(&self.directory)
+                .and_then(|held| UnixListener::bind(format!("/proc/self/fd/{}/{file}", held.as_raw_fd())))
+                .map_err(|e| self.io_failed("listening for QEMU", e))
         };
         let (wire, qmp, serial) = (listen("wire")?, listen("qmp")?, listen("serial")?);
         let log = File::create(self.directory.join(format!("{name}.qemu.log")))
@@ -298,11 +309,14 @@ impl Workstation {
 
     fn arguments(&self) -> Result<Vec<String>, WorkstationError> {
         let Hardware { name, mac, firmware, memory_mib, cpus } = &self.hardware;
+        let slot = wake::SLOT;
+        fs::write(self.directory.join(format!("{name}.wake.aml")), wake::ssdt())
+            .map_err(|e| self.io_failed("writing its ACPI table", e))?;
         let mut text = format!(
-            "-name {name} -nodefaults -no-user-config -machine q35,accel=tcg -accel tcg,thread=multi -cpu max -smp {cpus} -m {memory_mib} \
+            "-name {name} -nodefaults -no-user-config -machine q35 -accel tcg,thread=multi -cpu max -smp {cpus} -m {memory_mib} \
              -display none -device virtio-vga,xres=1280,yres=800 -device virtio-rng-pci \
              -netdev stream,id=net0,server=off,addr.type=unix,addr.path={name}.wire \
-             -device e1000e,netdev=net0,mac={mac},bootindex=1,id=nic0 \
+             -device e1000e,netdev=net0,mac={mac},bootindex=1,id=nic0,bus=pcie.0,addr={slot:#x} -acpitable file={name}.wake.aml \
              -device virtio-keyboard-pci -device virtio-tablet-pci \
              -chardev socket,id=serial0,server=off,path={name}.serial -serial chardev:serial0 \
              -chardev socket,id=qmp0,server=off,path={name}.qmp -mon chardev=qmp0,mode=control \
@@ -369,6 +383,26 @@ impl Workstation {
             Err(reason) => format!("the network card can't be read: {reason}"),
         };
         self.note("powered-off", &words);
+    }
+
+    /// QEMU has hung up. When nobody took the power of this start away, QEMU has failed.
+    fn lost(&self, start: u32) {
+        self.switch.forget(self.port);
+        let mut state = self.lock();
+        if state.power.starts != start {
+            return;
+        }
+        let Some(mut machine) = state.machine.take() else { return };
+        drop(machine.child.kill());
+        let status = machine.child.wait();
+        state.power.on = false;
+        state.power.armed = false;
+        drop(state);
+        let log = self.directory.join(format!("{}.qemu.log", self.hardware.name));
+        let said = fs::read_to_string(log).unwrap_or_default();
+        let status = status.map_or_else(|e| e.to_string(), |s| s.to_string());
+        let last = said.lines().last().unwrap_or("it said nothing");
+        self.note("powered-off", &format!("QEMU failed ({status}): {last}"));
     }
 
     fn qmp(&self) -> Option<Arc<Qmp>> {

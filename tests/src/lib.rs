@@ -33,8 +33,10 @@ pub fn store() -> &'static Path {
     static STORE: OnceLock<PathBuf> = OnceLock::new();
     STORE.get_or_init(|| {
         let store = root().join("target/lab/store");
-        let recipes = ["lab", "guest-desktop", "guest-batch"].map(|r| root().join(format!("recipes/{r}.toml")));
-        let output = Command::new(labshift()).args(["image", "build"]).args(recipes).arg("-o").arg(&store).output();
+        let recipes =
+            ["lab", "guest-desktop", "guest-batch"].map(|r| root().join(format!("recipes/{r}.toml")));
+        let output =
+            Command::new(labshift()).args(["image", "build"]).args(recipes).arg("-o").arg(&store).output();
         let output = output.expect("starting labshift image build");
         assert!(output.status.success(), "building the images: {}", said(&output));
         store
@@ -88,7 +90,8 @@ impl TestLab {
         // Whatever it says later must not fill the pipe.
         std::thread::spawn(move || lines.for_each(drop));
         let dashboard = dashboard.expect("lab up must print its dashboard's address");
-        let client = Client::new(&dashboard, &directory.join("state/admin.token")).expect("reading the token");
+        let client =
+            Client::new(&dashboard, &directory.join("state/admin.token")).expect("reading the token");
         TestLab { child, directory, client }
     }
 

@@ -20,7 +20,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 /// Nothing takes so long, even on a slow and busy machine without KVM: only against hanging for ever.
-const GUARD: Duration = Duration::from_secs(15 * 60);
+pub const GUARD: Duration = Duration::from_secs(15 * 60);
 
 /// One line of the timeline.
 #[derive(Debug, Clone, Serialize)]
@@ -61,48 +61,73 @@ struct Day<'a> {
 impl Day<'_> {
     fn play(&mut self) -> Result<()> {
         let both = ["ws1", "ws2"];
-        self.step("Mon 07:50", "wake", "the schedule wakes both machines; each shows its student a desktop", |day| {
-            day.clock("2026-11-23T07:50:00")?;
-            for node in both {
-                day.desktop(node)?;
-                day.stage.see_desktop(node, &format!("{node}-desktop"))?;
-            }
-            Ok(())
-        })?;
+        self.step(
+            "Mon 07:50",
+            "wake",
+            "the schedule wakes both machines; each shows its student a desktop",
+            |day| {
+                day.clock("2026-11-23T07:50:00")?;
+                for node in both {
+                    day.desktop(node)?;
+                    day.stage.see_desktop(node, &format!("{node}-desktop"))?;
+                }
+                Ok(())
+            },
+        )?;
 
-        let first = self.step("Mon 10:00", "compute", "room-a is free: ws1 computes, batch guest \"primes\" reports", |day| {
-            day.clock("2026-11-23T10:00:00")?;
-            day.computing("ws1", 2)
-        })?;
+        let first = self.step(
+            "Mon 10:00",
+            "compute",
+            "room-a is free: ws1 computes, batch guest \"primes\" reports",
+            |day| {
+                day.clock("2026-11-23T10:00:00")?;
+                day.computing("ws1", 2)
+            },
+        )?;
 
-        self.step("Mon 11:59", "save", "the next session nears: primes is saved, ws1 shows the desktop again", |day| {
-            day.clock("2026-11-23T12:00:00")?;
-            day.wait("primes to be saved", |s| primes(s).is_some_and(|g| g.phase == GuestPhase::Saved))?;
-            day.desktop("ws1")?;
-            day.stage.see_desktop("ws1", "ws1-desktop-again")
-        })?;
+        self.step(
+            "Mon 12:00",
+            "save",
+            "the next session nears: primes is saved, ws1 shows the desktop again",
+            |day| {
+                day.clock("2026-11-23T12:00:00")?;
+                day.wait("primes to be saved", |s| primes(s).is_some_and(|g| g.phase == GuestPhase::Saved))?;
+                day.desktop("ws1")?;
+                day.stage.see_desktop("ws1", "ws1-desktop-again")
+            },
+        )?;
 
-        let resumed = self.step("Mon 13:00", "resume", "room-b is free: primes goes on where it stopped, on ws2", |day| {
-            day.clock("2026-11-23T13:00:00")?;
-            let before = primes(&day.client.status()?).map_or(0, |g| g.reports);
-            day.computing("ws2", before + 2)
-        })?;
+        let resumed = self.step(
+            "Mon 13:00",
+            "resume",
+            "room-b is free: primes goes on where it stopped, on ws2",
+            |day| {
+                day.clock("2026-11-23T13:00:00")?;
+                let before = primes(&day.client.status()?).map_or(0, |g| g.reports);
+                day.computing("ws2", before + 2)
+            },
+        )?;
         ensure!(
             resumed.nonce == first.nonce,
             "primes was started afresh on ws2: its memory does not hold the number it drew on ws1"
         );
         ensure!(resumed.limit > first.limit, "primes did not go on: {} then {}", first.limit, resumed.limit);
 
-        self.step("Mon 20:00", "off", "night: primes is saved, both machines power off with Wake-on-LAN armed", |day| {
-            day.clock("2026-11-23T20:00:00")?;
-            for node in both {
-                day.node(node, "to be off", |n| n.state == NodeState::Off)?;
-                day.stage.is_off_and_armed(node)?;
-            }
-            let saved = primes(&day.client.status()?).is_some_and(|g| g.phase == GuestPhase::Saved);
-            ensure!(saved, "the machines are off, but primes was not saved");
-            Ok(())
-        })?;
+        self.step(
+            "Mon 20:00",
+            "off",
+            "night: primes is saved, both machines power off with Wake-on-LAN armed",
+            |day| {
+                day.clock("2026-11-23T20:00:00")?;
+                for node in both {
+                    day.node(node, "to be off", |n| n.state == NodeState::Off)?;
+                    day.stage.is_off_and_armed(node)?;
+                }
+                let saved = primes(&day.client.status()?).is_some_and(|g| g.phase == GuestPhase::Saved);
+                ensure!(saved, "the machines are off, but primes was not saved");
+                Ok(())
+            },
+        )?;
 
         self.step("Tue 07:50", "wake-again", "the schedule wakes both machines again", |day| {
             day.clock("2026-11-24T07:50:00")?;
@@ -111,7 +136,13 @@ impl Day<'_> {
     }
 
     /// Does one step, measures it and tells it.
-    fn step<T>(&mut self, clock: &str, name: &str, what: &str, act: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+    fn step<T>(
+        &mut self,
+        clock: &str,
+        name: &str,
+        what: &str,
+        act: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<T> {
         let start = Instant::now();
         let result = act(self).with_context(|| format!("playing {clock}: {what}"))?;
         let step = Step {
@@ -165,7 +196,8 @@ impl Day<'_> {
                 g.reports >= reports && g.report.as_ref().is_some_and(|r| r.node.as_deref() == Some(node))
             })
         })?;
-        let body = primes(&status).and_then(|g| g.report.as_ref()).map(|r| r.body.clone()).unwrap_or_default();
+        let body =
+            primes(&status).and_then(|g| g.report.as_ref()).map(|r| r.body.clone()).unwrap_or_default();
         Report::read(&body)
     }
 }
@@ -185,7 +217,8 @@ struct Report {
 impl Report {
     /// Reads a report and checks its sum.
     fn read(body: &Value) -> Result<Self> {
-        let number = |key: &str| body[key].as_u64().with_context(|| format!("report {body} has no number \"{key}\""));
+        let number =
+            |key: &str| body[key].as_u64().with_context(|| format!("report {body} has no number \"{key}\""));
         let (limit, claimed) = (number("limit")?, number("primes")?);
         let right = primes_up_to(limit);
         ensure!(claimed == right, "primes reports {claimed} primes up to {limit}; there are {right}");

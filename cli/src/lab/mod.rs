@@ -45,7 +45,9 @@ pub fn run(command: Lab, json: bool) -> Result<()> {
             println!("{} {} {} {}", happening.at, happening.machine, happening.event, happening.detail);
             return Ok(());
         }
-        Lab::Stop(control) => return LabClient::new(&control.output).ask(&Request::Stop).map(drop).map_err(refused),
+        Lab::Stop(control) => {
+            return LabClient::new(&control.output).ask(&Request::Stop).map(drop).map_err(refused);
+        }
     }
     if json {
         return crate::print_json(&serde_json::json!({ "done": true }));
@@ -71,7 +73,9 @@ fn wake(machine: &Machine) -> Result<()> {
             .into_iter()
             .find(|m| m.hardware.name == machine.machine)
             .map(|m| m.hardware.mac)
-            .ok_or_else(|| Refusal::NotFound(format!("this lab has no workstation \"{}\"", machine.machine)))?,
+            .ok_or_else(|| {
+                Refusal::NotFound(format!("this lab has no workstation \"{}\"", machine.machine))
+            })?,
     };
     client.ask(&Request::Wake { mac }).map(drop).map_err(refused)
 }
@@ -91,7 +95,13 @@ fn status(output: &Path, json: bool) -> Result<()> {
             Firmware::Bios => "bios",
             Firmware::Uefi => "uefi",
         };
-        vec![m.hardware.name.clone(), m.hardware.mac.to_string(), firmware.into(), power.into(), m.power.starts.to_string()]
+        vec![
+            m.hardware.name.clone(),
+            m.hardware.mac.to_string(),
+            firmware.into(),
+            power.into(),
+            m.power.starts.to_string(),
+        ]
     };
     let rows: Vec<_> = machines.iter().map(row).collect();
     print!("{}", table(&["machine", "mac", "firmware", "power", "starts"], &rows));

@@ -13,7 +13,10 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use labshift_lab::{Firmware, Hardware, Plan, SERVER_INTERFACE, namespace};
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{SigSet, Signal, kill},
+    unistd::Pid,
+};
 
 use super::firmware;
 use crate::{args::LabUp, site};
@@ -33,10 +36,16 @@ fn outside(arguments: &LabUp) -> Result<()> {
     if !arguments.store.is_dir() {
         bail!("no image store at {}; `labshift image build` makes one", arguments.store.display());
     }
-    fs::create_dir_all(&arguments.output).with_context(|| format!("making {}", arguments.output.display()))?;
-    let dashboard = TcpListener::bind(arguments.dashboard)
-        .with_context(|| format!("listening on {} for the dashboard (choose another with --dashboard)", arguments.dashboard))?;
+    fs::create_dir_all(&arguments.output)
+        .with_context(|| format!("making {}", arguments.output.display()))?;
+    let dashboard = TcpListener::bind(arguments.dashboard).with_context(|| {
+        format!("listening on {} for the dashboard (choose another with --dashboard)", arguments.dashboard)
+    })?;
 
+    // Waited for one by one: after `leave` this process can have no second thread.
+    let mut signals = SigSet::empty();
+    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGCHLD].into_iter().for_each(|s| signals.add(s));
+    signals.thread_block().context("blocking signals")?;
     namespace::leave()?;
     let mut child = namespace::this_program()
         .args(std::env::args_os().skip(1))
@@ -44,31 +53,24 @@ fn outside(arguments: &LabUp) -> Result<()> {
         .stdin(Stdio::from(OwnedFd::from(dashboard)))
         .spawn()
         .context("starting the lab")?;
-    // Ctrl-C reaches both processes; this one waits until the lab has ended in order. SIGTERM comes to this one alone.
-    ignore_interrupt()?;
-    let id = nix::unistd::Pid::from_raw(child.id().cast_signed());
-    std::thread::spawn(move || {
-        let mut signals = nix::sys::signal::SigSet::empty();
-        signals.add(Signal::SIGTERM);
-        if signals.wait().is_ok() {
-            let _ = nix::sys::signal::kill(id, Signal::SIGTERM);
+    let id = Pid::from_raw(child.id().cast_signed());
+    let status = loop {
+        match signals.wait().context("waiting for signals")? {
+            Signal::SIGCHLD => {
+                if let Some(status) = child.try_wait().context("waiting for the lab")? {
+                    break status;
+                }
+            }
+            // Ctrl-C reaches both processes, `kill` this one alone: the lab hears of it either way, and ends in order.
+            _ => kill(id, Signal::SIGTERM).context("asking the lab to end")?,
         }
-    });
-    let status = child.wait().context("waiting for the lab")?;
+    };
     match status.code() {
         Some(0) => Ok(()),
         // It has said why.
         Some(code) => std::process::exit(code),
         None => bail!("the lab was killed ({status}); nothing of it is left"),
     }
-}
-
-/// Blocks SIGTERM, to be waited for, and leaves SIGINT to the lab.
-fn ignore_interrupt() -> Result<()> {
-    let mut signals = nix::sys::signal::SigSet::empty();
-    signals.add(Signal::SIGTERM);
-    signals.add(Signal::SIGINT);
-    signals.thread_block().context("blocking signals")
 }
 
 fn inside(arguments: &LabUp) -> Result<()> {
@@ -133,6 +135,7 @@ fn program() -> Result<PathBuf> {
 /// The listener that the process outside has passed.
 fn listener_on_standard_input() -> Result<TcpListener> {
     use std::os::fd::AsFd;
-    let descriptor = std::io::stdin().as_fd().try_clone_to_owned().context("taking the dashboard's socket")?;
+    let descriptor =
+        std::io::stdin().as_fd().try_clone_to_owned().context("taking the dashboard's socket")?;
     Ok(TcpListener::from(descriptor))
 }

@@ -1,0 +1,69 @@
+//! Single boots: who wakes, and what a damaged image says.
+
+use std::{
+    fs::{self, OpenOptions},
+    os::unix::fs::FileExt,
+    path::Path,
+    process::Command,
+};
+
+use labshift_tests::{GUARD, TestLab, root, store};
+
+const SITE: &str = include_str!("../../cli/src/lab/site.toml");
+const MORNING: &str = "manual:2026-11-23T07:40:00";
+
+/// A magic packet wakes its own machine, and no other; one for a stranger wakes nobody.
+#[test]
+fn a_machine_wakes_to_its_own_packet_only() {
+    let lab = TestLab::up("wake", store(), SITE, MORNING, &["--firmware", "ws2=uefi"]);
+    lab.lab(&["wake", "52:54:00:99:99:99"]);
+    lab.lab(&["wait", "ws1", "magic-packet-ignored", "52:54:00:99:99:99"]);
+    lab.lab(&["wake", "ws2"]);
+    lab.lab(&["wait", "ws2", "powered-on", "magic packet"]);
+    lab.lab(&["wait", "ws1", "magic-packet-ignored", "52:54:00:77:00:02"]);
+    let status = lab.lab(&["status"]);
+    let of =
+        |name: &str| status.lines().find(|l| l.starts_with(name)).expect("a line per machine").to_owned();
+    assert!(of("ws1").contains("off, armed"), "{status}");
+    assert!(of("ws2").contains(" on "), "{status}");
+    // A pulled plug leaves no standby power: the next packet is not heard.
+    lab.lab(&["unplug", "ws2"]);
+    lab.lab(&["wake", "ws2"]);
+    lab.lab(&["wait", "ws2", "magic-packet-ignored", "not armed"]);
+}
+
+/// One flipped byte in the root: the node refuses the image, and says which on serial and at the server.
+#[test]
+fn a_flipped_byte_is_refused_by_name() {
+    let damaged = root().join("target/test-lab/damaged-store");
+    drop(fs::remove_dir_all(&damaged));
+    copy(store(), &damaged);
+    let generation = fs::read_to_string(damaged.join("channels/lab")).expect("reading the channel");
+    let file = damaged.join("images/lab").join(generation.trim()).join("root.erofs");
+    let file = OpenOptions::new().read(true).write(true).open(file).expect("opening the root");
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 20_000_000).expect("reading a byte");
+    file.write_all_at(&[byte[0] ^ 1], 20_000_000).expect("flipping a bit");
+
+    let lab = TestLab::up("flipped", &damaged, SITE, MORNING, &[]);
+    lab.lab(&["wake", "ws1"]);
+    lab.lab(&["wait", "ws1", "serial", "ROOT-HASH", "--guard", &GUARD.as_secs().to_string()]);
+    lab.wait_node("ws1", "to have its failure at the server", |n| {
+        let failure = n.boot.as_ref().and_then(|b| b.failure.as_ref());
+        failure.is_some_and(|f| {
+            f.code == "ROOT-HASH" && f.sentence.contains("lab") && f.sentence.contains(&generation[..12])
+        })
+    });
+    let serial = lab.serial("ws1");
+    assert!(serial.contains("lab") && serial.contains(&generation[..12]), "{serial}");
+    assert!(!serial.contains("root-mounted"), "a damaged root was mounted");
+    let screen =
+        labshift_lab::screen::Picture::read(&lab.screenshot("ws1", "refused")).expect("reading the screen");
+    assert!(screen.share_of([0, 0, 0], 8) < 0.999, "the screen is black");
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("making the copy");
+    let status = Command::new("cp").arg("-a").arg(from.join(".")).arg(to).status().expect("starting cp");
+    assert!(status.success());
+}
