@@ -146,8 +146,9 @@ fn in_a_network_of_its_own(script: &str) -> Output {
     let scratch = tempfile::tempdir().expect("temporary directory");
     let directory = scratch.path().display();
     let prepare = format!(
-        "mkdir {directory}/store && mkfifo {directory}/said && ip link set lo up && ip address add 10.77.0.1/24 dev lo && \
-         serve='{} serve --site {} --interface lo -o {directory}/store' && cd {directory} && {script}",
+        "set -e; cd {directory}; mkdir store; mkfifo said; ip link set lo up; ip address add 10.77.0.1/24 dev lo; set +e
+         serve='{} serve --site {} --interface lo -o store'
+         {script}",
         env!("CARGO_BIN_EXE_labshift"),
         site()
     );
@@ -160,7 +161,7 @@ fn in_a_network_of_its_own(script: &str) -> Output {
 #[test]
 fn a_port_in_use() {
     let output = in_a_network_of_its_own(
-        "$serve --state one --dhcp off > said & first=$!; read -r line < said; \
+        "$serve --state one --dhcp off > said & first=$!; exec 9< said; read -r line <&9; \
          $serve --state two --dhcp off; code=$?; kill $first; exit $code",
     );
     let said = text(&output);
