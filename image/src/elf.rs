@@ -11,13 +11,6 @@ use object::{
 
 use crate::tree::{Kind, Tree};
 
-/// What one ELF file asks of the dynamic loader.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Needs {
-    libraries: Vec<String>,
-    runpath: Vec<String>,
-}
-
 /// One line for each library that is asked for and not there.
 pub fn missing_libraries(tree: &Tree) -> Vec<String> {
     let mut provided: BTreeSet<&str> = BTreeSet::new();
@@ -32,7 +25,7 @@ pub fn missing_libraries(tree: &Tree) -> Vec<String> {
         if !bytes.starts_with(b"\x7fELF") || path.ends_with(".ko") {
             continue;
         }
-        for library in needs(bytes).unwrap_or_default().libraries {
+        for library in needed(bytes).unwrap_or_default() {
             if !provided.contains(library.as_str()) {
                 missing.entry(library).or_default().push(path);
             }
@@ -47,7 +40,8 @@ pub fn missing_libraries(tree: &Tree) -> Vec<String> {
         .collect()
 }
 
-fn needs(bytes: &[u8]) -> Option<Needs> {
+/// `DT_NEEDED` of an ELF file; `None` when it is static or damaged.
+fn needed(bytes: &[u8]) -> Option<Vec<String>> {
     let header = FileHeader64::<LE>::parse(bytes).ok()?;
     let segments = header.program_headers(LE, bytes).ok()?;
     let dynamic = segments.iter().find_map(|s| s.dynamic(LE, bytes).ok().flatten())?;
@@ -63,14 +57,46 @@ fn needs(bytes: &[u8]) -> Option<Needs> {
         let end = rest.iter().position(|b| *b == 0)?;
         Some(String::from_utf8_lossy(&rest[..end]).into_owned())
     };
-    let mut needs = Needs::default();
-    for entry in dynamic {
-        let tag = entry.d_tag(LE);
-        if tag == elf::DT_NEEDED {
-            needs.libraries.extend(text(entry.d_val(LE)));
-        } else if tag == elf::DT_RUNPATH {
-            needs.runpath.extend(text(entry.d_val(LE)));
+    let libraries = dynamic.iter().filter(|d| d.d_tag(LE) == elf::DT_NEEDED);
+    Some(libraries.filter_map(|d| text(d.d_val(LE))).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_without_its_libraries_is_named() {
+        // This test itself is a dynamic program.
+        let program = std::fs::read("/proc/self/exe").unwrap();
+        let mut tree = Tree::new();
+        tree.file("usr/bin/program", 0o755, &program);
+        tree.file("usr/bin/script", 0o755, "#!/bin/sh");
+        let missing = missing_libraries(&tree);
+        assert!(
+            missing.iter().any(|m| m.starts_with("library libc.so.6 is missing; /usr/bin/program ")),
+            "{missing:?}"
+        );
+        for library in needed(&program).unwrap() {
+            tree.file(&format!("usr/lib/x86_64-linux-gnu/{library}"), 0o644, "");
+        }
+        assert_eq!(missing_libraries(&tree), [""; 0]);
+    }
+
+    #[test]
+    fn damaged_files_are_passed_over() {
+        let program = std::fs::read("/proc/self/exe").unwrap();
+        for cut in [4, 16, 63, 64, 100, 1000, 5000] {
+            let _ = needed(&program[..cut]);
+        }
+        let mut state = 7_u32;
+        let mut head = program[..64 << 10].to_vec();
+        for _ in 0..2000 {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let at = (state >> 8) as usize % 1024;
+            let before = std::mem::replace(&mut head[at], state as u8);
+            let _ = needed(&head);
+            head[at] = before;
         }
     }
-    Some(needs)
 }

@@ -229,6 +229,8 @@ fn date(text: &str) -> Option<Timestamp> {
 mod tests {
     use super::*;
 
+    // Made with gpg at a faked time: an ed25519 key valid for 2026, a list signed in its first days and valid for one
+    // week, and another key.
     const LIST: &[u8] = include_bytes!("../tests/data/InRelease");
     const RING: &[u8] = include_bytes!("../tests/data/ring.gpg");
     const OTHER: &[u8] = include_bytes!("../tests/data/other.asc");
