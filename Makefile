@@ -35,7 +35,7 @@ test-lab: build ## tests that boot workstations in QEMU, one after the other
 check: deps ## formatting, lints, docs, licences, and which crate may use which
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --release --locked --workspace --no-deps --quiet
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --release --locked --workspace --no-deps --document-private-items --quiet
 	$(CARGO) test --release --locked -q -p labshift-tests --test arrows
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --log-level error check licenses bans sources; \
 	  else echo 'check: cargo-deny is not installed; licences and sources were not audited'; fi

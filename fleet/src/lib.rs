@@ -11,7 +11,7 @@
 //!                                                      registry (SQLite)
 //! ```
 //!
-//! One task, the [`engine`], owns the state. Everything that happens is a message to it; it takes note, plans (in
+//! One task, the `engine`, owns the state. Everything that happens is a message to it; it takes note, plans (in
 //! `labshift-plan`, which is pure), writes the registry, and only then acts. Others read snapshots that it publishes.
 
 pub mod api;

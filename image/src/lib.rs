@@ -12,7 +12,7 @@
 //!                                                              \-> manifest, signature -> store
 //! ```
 //!
-//! The parts are pure where they can be: texts and bytes in, values out. [`build`] joins them.
+//! The parts are pure where they can be: texts and bytes in, values out. [`build()`] joins them.
 
 pub mod accounts;
 pub mod apt;

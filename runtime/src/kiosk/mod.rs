@@ -10,7 +10,7 @@
 //! ```
 //!
 //! It runs as a child process of the runtime: what a hostile guest might do to a decoder stays out of the daemon.
-//! Pure parts: [`rfb`] (protocol), [`scale`] (geometry), [`rect`] (damage), [`keys`], [`pointer`], [`page`], [`view`]
+//! Pure parts: [`rfb`] (protocol), [`scale`] (geometry), [`rect`] (damage), [`keys`], `pointer`, [`page`], [`view`]
 //! (layers). Parts with effects: [`kms`], [`input`], [`guest`] (socket), [`desk`] (the loop), `sys`.
 //! The words on stdin and stdout are in [`control`]; the reasons in `docs/decisions/kiosk.md`.
 

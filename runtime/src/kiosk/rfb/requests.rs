@@ -34,7 +34,7 @@ impl Client {
         }
     }
 
-    /// Asks the guest for a picture of this size. Only after [`Event::SizeOnRequest`].
+    /// Asks the guest for a picture of this size. Only after `Event::SizeOnRequest`.
     pub fn ask_for_size(&mut self, width: u16, height: u16) {
         let size = [width.to_be_bytes(), height.to_be_bytes()].concat();
         self.output.extend_from_slice(&[251, 0]);
