@@ -129,6 +129,13 @@ fn refused(error: BuildError) -> anyhow::Error {
             Refusal::NotFound(error.to_string()).into()
         }
         BuildError::Recipe(faults) => faults.into(),
+        // It prints its cause within its own sentence, so the cause is not in its chain.
+        BuildError::Io { ref why, .. } if why.kind() == std::io::ErrorKind::NotFound => {
+            Refusal::NotFound(error.to_string()).into()
+        }
+        BuildError::Io { ref why, .. } if why.kind() == std::io::ErrorKind::PermissionDenied => {
+            Refusal::NoPermission(error.to_string()).into()
+        }
         other => other.into(),
     }
 }
