@@ -98,7 +98,7 @@ fn recover(halt: &Halt, known: &Known, agent: &Agent, failures: u32, attempts: u
     };
     let node = known.answer.as_ref().map(|a| a.node.as_str());
     let mac = known.port.as_ref().or(link::ports(Path::new("/"), None).first()).map(|p| p.mac);
-    JOURNAL.failed(halt.stage, &halt.failure(), &halt.block(node, mac, &next));
+    JOURNAL.failed(halt.stage, &halt.failure(), &halt.page(node, mac, &next));
     if known.report(agent) {
         JOURNAL.say("recovery", "the server has the report");
     }
@@ -386,6 +386,7 @@ fn wait_for_device(path: &str) -> Option<PathBuf> {
 fn enter_root() -> Result<(), Halt> {
     mount::switch_root().map_err(|why| Halt::new(Stage::RootMounted, Code::Mount, format!("{why:#}")))?;
     JOURNAL.open_consoles(Path::new("/"));
+    JOURNAL.leave_page();
     JOURNAL.reached(Stage::RootMounted, "verity, erofs, overlay; running from the new root");
     Ok(())
 }

@@ -11,7 +11,7 @@
 //! |---|---|
 //! | [`cmdline`] | what the kernel command line tells |
 //! | [`console`], [`journal`] | where people look; what happened |
-//! | [`failure`] | what an admin sees when it went wrong |
+//! | [`failure`], [`page`], [`screen`] | what went wrong; how it is shown; on which screen |
 //! | [`modules`], [`hotplug`] | kernel modules; devices that come later |
 //! | [`link`], [`netlink`] | ports, their addresses |
 //! | [`dhcp`], [`lease`] | the client's decisions; its sockets and clocks |
@@ -41,9 +41,11 @@ pub mod modules;
 pub mod mount;
 pub mod netlink;
 pub mod order;
+pub mod page;
 pub mod plan;
 pub mod power;
 pub mod process;
+pub mod screen;
 pub mod server;
 pub mod supervisor;
 pub mod sys;

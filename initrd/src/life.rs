@@ -27,6 +27,9 @@ use crate::{
 /// Seconds between a fault of init itself and the reboot.
 const FAULT_PAUSE: Duration = Duration::from_secs(30);
 
+/// How long one round of asking for an address takes.
+const ADDRESS_PATIENCE: Duration = Duration::from_secs(75);
+
 /// Everything PID 1 does. Never returns.
 pub fn live() -> ! {
     std::panic::set_hook(Box::new(|panic| JOURNAL.say("init", &format!("fault in init: {panic}"))));
@@ -52,7 +55,7 @@ pub fn live() -> ! {
 fn give_up(halt: &Halt, handover: Option<&Handover>) -> End {
     let mac = handover.and_then(|h| h.network.as_ref()).map(|n| n.mac);
     let next = format!("The machine reboots in {} s.", FAULT_PAUSE.as_secs());
-    JOURNAL.failed(halt.stage, &halt.failure(), &halt.block(None, mac, &next));
+    JOURNAL.failed(halt.stage, &halt.failure(), &halt.page(None, mac, &next));
     if let Some(reporter) = handover.and_then(|h| h.reporter.as_ref()) {
         reporter.report();
     }
@@ -150,16 +153,22 @@ fn keep_lease(mut network: Network) {
         match renewal {
             Ok(Renewal::Extended(lease)) => {
                 match handover::readdress(&network, &lease) {
-                    Ok(renewed) => network = renewed,
+                    Ok(renewed) if renewed != network => {
+                        network = renewed;
+                        note_network(&network);
+                    }
+                    Ok(_) => {}
                     Err(why) => JOURNAL.say("lease", &format!("{why:#}")),
                 }
                 since = Instant::now();
             }
             Ok(Renewal::Refused) => {
-                JOURNAL.say(
-                    "lease",
-                    &format!("the server refuses {}; it is kept until a reboot", network.address),
-                );
+                JOURNAL.say("lease", &format!("the server takes {} back", network.address));
+                match handover::begin_anew(&network, ADDRESS_PATIENCE) {
+                    Ok(anew) => network = anew,
+                    Err(why) => JOURNAL.say("lease", &format!("{why:#}")),
+                }
+                note_network(&network);
                 since = Instant::now();
             }
             Ok(Renewal::Silence) => pause_between_tries(&network),
@@ -168,6 +177,16 @@ fn keep_lease(mut network: Network) {
                 pause_between_tries(&network);
             }
         }
+    }
+}
+
+/// A guest has no runtime and no context.
+fn note_network(network: &Network) {
+    let context = Path::new(paths::NODE_CONTEXT);
+    if context.exists()
+        && let Err(why) = handover::note_network(context, network)
+    {
+        JOURNAL.say("lease", &format!("{why:#}"));
     }
 }
 
