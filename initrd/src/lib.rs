@@ -18,13 +18,15 @@
 //! | [`server`], [`fetch`], [`verity`] | the boot answer, the root, its hash tree |
 //! | [`mount`], [`handover`] | the new root; what init leaves in it |
 //! | [`boot`] | the linear run |
-//! | [`order`], [`process`], [`supervisor`], [`control`] | services |
+//! | [`order`], [`process`], [`ready`], [`supervisor`], [`control`] | services |
+//! | [`clock`] | a guest's time after a pause |
 //! | [`life`] | all of it, in order; [`plan`] says it without doing it |
 //! | [`power`], [`button`] | the end |
 //! | [`sys`] | the crate's unsafe code |
 
 pub mod boot;
 pub mod button;
+pub mod clock;
 pub mod cmdline;
 pub mod console;
 pub mod control;
@@ -45,6 +47,7 @@ pub mod page;
 pub mod plan;
 pub mod power;
 pub mod process;
+pub mod ready;
 pub mod screen;
 pub mod server;
 pub mod supervisor;

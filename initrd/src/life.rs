@@ -12,7 +12,7 @@ use labshift_model::{boot::Stage, context::Network, paths};
 use tokio::sync::mpsc;
 
 use crate::{
-    boot, button, control,
+    boot, button, clock, control,
     failure::{Code, Halt},
     handover::{self, Handover},
     hotplug,
@@ -77,6 +77,9 @@ fn supervise(handover: &Handover) -> Result<End> {
     }
     if let Some(network) = handover.network.clone() {
         spawn_for_life("lease", move || keep_lease(network.clone()));
+    }
+    if handover.reporter.is_none() {
+        spawn_for_life("clock", || clock::follow(Path::new("/")));
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

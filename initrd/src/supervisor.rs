@@ -38,6 +38,7 @@ use crate::{
     order::{self, Phase},
     power::End,
     process::{self, Cgroups},
+    ready,
 };
 
 /// Time between SIGTERM and SIGKILL for one service.
@@ -83,6 +84,8 @@ struct State {
     restarts: u32,
     in_a_row: u32,
     last_exit: Option<String>,
+    /// Waits for the ready path of the run under way.
+    watch: Option<tokio::task::JoinHandle<()>>,
 }
 
 /// The services and their states.
@@ -107,6 +110,7 @@ impl Supervisor {
             restarts: 0,
             in_a_row: 0,
             last_exit: None,
+            watch: None,
         };
         let (events, inbox) = mpsc::unbounded_channel();
         let states = services.iter().map(fresh).collect();
@@ -211,6 +215,11 @@ impl Supervisor {
     fn start(&mut self, i: usize) {
         let service = &self.services[i];
         self.states[i].since = Instant::now();
+        let ready = service.ready.as_ref().map(|p| self.surroundings.sysroot.join(p.trim_start_matches('/')));
+        if let Some(path) = &ready {
+            // What an earlier run left says nothing about this one.
+            let _ = std::fs::remove_file(path);
+        }
         match process::start(service, &self.surroundings.cgroups) {
             Ok(started) => {
                 JOURNAL.say("service", &format!("{} started, pid {}", service.name, started.pid));
@@ -220,10 +229,10 @@ impl Supervisor {
                     let show = self.surroundings.show_output;
                     tokio::spawn(carry_output(service.name.clone(), output, show));
                 }
-                match &service.ready {
+                match ready {
                     Some(path) => {
-                        let path = self.surroundings.sysroot.join(path.trim_start_matches('/'));
-                        tokio::spawn(wait_ready(path, i, started.pid, self.events.clone()));
+                        let watch = wait_ready(path, i, started.pid, self.events.clone());
+                        self.states[i].watch = Some(tokio::spawn(watch));
                     }
                     None if service.restart == Restart::Never => {}
                     None => self.rise(i),
@@ -253,6 +262,9 @@ impl Supervisor {
         let state = &mut self.states[i];
         state.pid = None;
         state.phase = Phase::Down;
+        if let Some(watch) = state.watch.take() {
+            watch.abort();
+        }
         let restart = self.services[i].restart;
         if restart == Restart::Never && success {
             return self.rise(i);
@@ -338,14 +350,12 @@ fn reap_one(pid: Option<u32>) -> Option<(u32, (bool, String))> {
     }
 }
 
-/// Looks for a ready path, at first often, then every second.
+/// Tells when a ready path has appeared.
 async fn wait_ready(path: PathBuf, service: usize, pid: u32, events: mpsc::UnboundedSender<Event>) {
-    let mut pause = Duration::from_millis(10);
-    while tokio::fs::symlink_metadata(&path).await.is_err() {
-        tokio::time::sleep(pause).await;
-        pause = (pause * 5 / 4).min(Duration::from_secs(1));
+    match ready::appears(&path).await {
+        Ok(()) => drop(events.send(Event::Ready(service, pid))),
+        Err(why) => JOURNAL.say("service", &format!("can't wait for {}: {why}", path.display())),
     }
-    let _ = events.send(Event::Ready(service, pid));
 }
 
 /// Carries a service's output into the journal, line by line, until its last holder closes it.

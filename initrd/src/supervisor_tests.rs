@@ -91,7 +91,7 @@ async fn services_start_in_order_restart_answer_and_stop_in_reverse() {
         shell(
             "early",
             &format!(
-                "echo early $WORD >> {at}/log; trap 'echo early-end >> {at}/log; exit 0' TERM; touch {at}/sock; while :; do sleep 0.05; done"
+                "[ ! -e {at}/sock ] || echo stale >> {at}/log; echo early $WORD >> {at}/log; trap 'echo early-end >> {at}/log; exit 0' TERM; touch {at}/sock; while :; do sleep 0.05; done"
             ),
             &[],
             Restart::Always,
@@ -107,6 +107,8 @@ async fn services_start_in_order_restart_answer_and_stop_in_reverse() {
         shell("crash", &format!("echo crash >> {at}/log; exit 3"), &[], Restart::OnFailure, None),
     ];
     order::check(&services).unwrap();
+    // Left by an earlier run: it must not make "early" ready.
+    fs::write(scratch.0.join("sock"), "").unwrap();
     let socket = scratch.0.join("init.sock");
     let listener = control::listen(&socket).unwrap();
     assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
@@ -120,6 +122,7 @@ async fn services_start_in_order_restart_answer_and_stop_in_reverse() {
     let local = tokio::spawn(async move { supervisor.run(requests, || ()).await.unwrap() });
 
     let text = until(&log, |t| t.contains("late\n") && t.matches("crash").count() >= 2).await;
+    assert!(!text.contains("stale"), "{text}");
     let at_line = |word: &str| text.lines().position(|l| l.starts_with(word)).unwrap();
     assert!(at_line("early hello") < at_line("once") && at_line("once") < at_line("late"), "{text}");
 

@@ -285,20 +285,21 @@ fn stages(record: &Record) -> String {
 /// Every mode change of the day with its phases.
 fn changes(record: &Record) -> String {
     let mut rows = vec![];
-    for node in &record.fleet.nodes {
-        for change in &node.completed {
+    for step in &record.steps {
+        for (node, change) in &step.changes {
             let from = change.from.map_or_else(|| "boot".to_owned(), |m| m.to_string());
             let phases: Vec<_> =
                 change.phases.iter().map(|(what, ms)| format!("{what} {}", duration(*ms))).collect();
             rows.push(vec![
-                node.name.clone(),
+                step.clock.clone(),
+                node.clone(),
                 format!("{from} -> {}", change.to),
                 duration(change.took_ms),
                 phases.join(", "),
             ]);
         }
     }
-    table(&["node", "mode change", "took", "phases"], &rows)
+    table(&["lab time", "node", "mode change", "took", "phases"], &rows)
 }
 
 /// Name, seconds, goal in seconds. Goals: a host's boot as in the minimalist KVM host of Virtual Organization Clusters
