@@ -39,6 +39,8 @@ const GUEST_SERVICES: &str = "/etc/labshift/services.json";
 /// What the supervisor takes over.
 #[derive(Debug)]
 pub struct Handover {
+    /// Host name of a node.
+    pub node: Option<String>,
     /// Programs to run.
     pub services: Vec<Service>,
     /// The lease to keep.
@@ -69,6 +71,19 @@ impl Reporter {
     pub fn report(&self) -> bool {
         server::report(&self.agent, &self.server, self.mac, Some(self.attempt))
     }
+}
+
+/// Reports in the background; what can't be delivered is tried again for a while.
+pub fn report(reporter: Option<Reporter>) {
+    let Some(reporter) = reporter else { return };
+    std::thread::spawn(move || {
+        for pause in [1, 5, 25, 125] {
+            if reporter.report() {
+                return;
+            }
+            std::thread::sleep(Duration::from_secs(pause));
+        }
+    });
 }
 
 /// Prepares a node's root.
@@ -104,6 +119,7 @@ pub fn for_node(
     say_failure("node.json", write_secret(Path::new(paths::NODE_CONTEXT), &json));
     name_machine(&answer.node, &machine_id(&network.mac.to_string()), &network.dns);
     Handover {
+        node: Some(answer.node.clone()),
         services: manifest.services.clone(),
         reporter: Some(Reporter {
             agent,
@@ -130,6 +146,7 @@ pub fn for_guest(cmdline: &Cmdline, found: Option<(Port, Lease)>) -> Result<Hand
     let text = fs::read_to_string(GUEST_SERVICES).with_context(|| format!("reading {GUEST_SERVICES}"))?;
     let services = serde_json::from_str(&text).with_context(|| format!("reading {GUEST_SERVICES}"))?;
     Ok(Handover {
+        node: None,
         services,
         network: network.map(|(n, _)| n),
         show_output: true,

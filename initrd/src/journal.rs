@@ -84,12 +84,17 @@ impl Journal {
 
     /// Notes that a stage failed; shows the page that an admin reads. It stays on the screen through the next
     /// attempts, until [`Journal::leave_page`].
-    pub fn failed(&self, stage: Stage, failure: &Failure, page: &Page) {
-        self.consoles.show(page);
-        let at = sys::boottime_ms();
-        let mut inner = self.lock();
-        inner.keep(line(at, stage_name(stage), &format!("failed: {} {}", failure.code, failure.sentence)));
-        drop(inner);
+    pub fn failed(&self, stage: Stage, failure: &Failure, page: Option<&Page>) {
+        if let Some(page) = page {
+            self.consoles.show(page);
+        }
+        let line = line(
+            sys::boottime_ms(),
+            stage_name(stage),
+            &format!("failed: {} {}", failure.code, failure.sentence),
+        );
+        self.consoles.serial_line(&line);
+        self.lock().keep(line);
         self.note(stage, Some(failure.clone()), "");
     }
 

@@ -55,7 +55,11 @@ pub fn live() -> ! {
 fn give_up(halt: &Halt, handover: Option<&Handover>) -> End {
     let mac = handover.and_then(|h| h.network.as_ref()).map(|n| n.mac);
     let next = format!("The machine reboots in {} s.", FAULT_PAUSE.as_secs());
-    JOURNAL.failed(halt.stage, &halt.failure(), &halt.page(None, mac, &next));
+    JOURNAL.failed(
+        halt.stage,
+        &halt.failure(),
+        Some(&halt.page(handover.and_then(|h| h.node.as_deref()), mac, &next)),
+    );
     if let Some(reporter) = handover.and_then(|h| h.reporter.as_ref()) {
         reporter.report();
     }
@@ -92,6 +96,8 @@ fn supervise(handover: &Handover) -> Result<End> {
             show_output: handover.show_output,
             sysroot: PathBuf::from("/"),
             wake: handover.reporter.as_ref().and(handover.network.as_ref()).map(|n| n.interface.clone()),
+            who: (handover.node.clone(), handover.network.as_ref().map(|n| n.mac)),
+            reporter: handover.reporter.clone(),
             arm: power::arm,
         };
         let mut supervisor = Supervisor::new(handover.services.clone(), surroundings);
@@ -104,26 +110,13 @@ fn supervise(handover: &Handover) -> Result<End> {
         let listener = control::listen(Path::new(paths::INIT_SOCKET))?;
         tokio::spawn(control::serve(listener, asking));
         let (count, reporter) = (handover.services.len(), handover.reporter.clone());
-        report(reporter.clone());
+        handover::report(reporter.clone());
         let up = move || {
             note_up(count);
-            report(reporter);
+            handover::report(reporter);
         };
         supervisor.run(requests, up).await.context("listening for the end of processes")
     })
-}
-
-/// Reports in the background; what can't be delivered is tried again for a while.
-fn report(reporter: Option<handover::Reporter>) {
-    let Some(reporter) = reporter else { return };
-    std::thread::spawn(move || {
-        for pause in [1, 5, 25, 125] {
-            if reporter.report() {
-                return;
-            }
-            std::thread::sleep(Duration::from_secs(pause));
-        }
-    });
 }
 
 /// Runs a task on a thread of its own, again and again: one that stumbles is picked up.

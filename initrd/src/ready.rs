@@ -10,7 +10,7 @@ use nix::{
     errno::Errno,
     sys::inotify::{AddWatchFlags, InitFlags, Inotify},
 };
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::net::unix::pipe;
 
 /// Waits until `path` exists. Directories on the way to it may still be missing, and may come and go meanwhile.
 pub async fn appears(path: &Path) -> io::Result<()> {
@@ -34,7 +34,8 @@ pub async fn appears(path: &Path) -> io::Result<()> {
             continue;
         }
         let events = inotify.as_fd().try_clone_to_owned()?;
-        drop(AsyncFd::register_with_interest(events, Interest::READABLE)?.readable().await?);
+        // An inotify descriptor reads like a pipe: all that is wanted here is the moment when there is something to read.
+        pipe::Receiver::from_owned_fd_unchecked(events)?.readable().await?;
     }
 }
 

@@ -15,6 +15,7 @@ use std::{
 };
 
 use labshift_model::{
+    MacAddr,
     boot::Stage,
     context::{InitReply, InitRequest, ServiceStatus},
     service::{Restart, Service},
@@ -34,6 +35,8 @@ use tokio::{
 
 use crate::{
     control::Asked,
+    failure::{Code, Halt},
+    handover::{self, Reporter},
     journal::JOURNAL,
     order::{self, Phase},
     power::End,
@@ -45,6 +48,8 @@ use crate::{
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 /// A service that ran this long has recovered.
 const RECOVERED: Duration = Duration::from_secs(60);
+/// Ends in a row that are told as a failure.
+const LOOP: u32 = 5;
 /// Lines of output longer than this are cut.
 const LONGEST_LINE: usize = 4096;
 
@@ -72,6 +77,10 @@ pub struct Surroundings {
     pub sysroot: PathBuf,
     /// Port to arm when the button is pressed; none in a guest.
     pub wake: Option<String>,
+    /// Name and hardware address of this machine, for the page of a failure.
+    pub who: (Option<String>, Option<MacAddr>),
+    /// Where failures are told.
+    pub reporter: Option<Reporter>,
     /// Arms Wake-on-LAN on a port and names the ports that were armed.
     pub arm: fn(&Path, &str) -> anyhow::Result<Vec<String>>,
 }
@@ -254,11 +263,15 @@ impl Supervisor {
                 JOURNAL.say("service", &format!("{} ready", self.services[i].name));
             }
         }
-        self.all_up = self.all_up || self.states.iter().all(|s| s.phase == Phase::Up);
+        if !self.all_up && self.states.iter().all(|s| s.phase == Phase::Up) {
+            self.all_up = true;
+            JOURNAL.leave_page();
+        }
     }
 
     /// A service ended; decides whether it starts again.
     fn fall(&mut self, i: usize, success: bool) {
+        self.tell_of_a_loop(i);
         let state = &mut self.states[i];
         state.pid = None;
         state.phase = Phase::Down;
@@ -281,6 +294,26 @@ impl Supervisor {
             tokio::time::sleep(pause).await;
             let _ = events.send(Event::StartAgain(i));
         });
+    }
+
+    /// A service that ends again and again is a failed boot: told once per row of failures. While the machine has never been ready
+    /// the page is shown; later the screen belongs to whoever works at it.
+    fn tell_of_a_loop(&self, i: usize) {
+        let state = &self.states[i];
+        if self.stopping || state.in_a_row + 1 != LOOP {
+            return;
+        }
+        let sentence = format!(
+            "service {} ended {LOOP} times in a row, the last time: {}",
+            self.services[i].name,
+            state.last_exit.as_deref().unwrap_or("unknown")
+        );
+        let halt = Halt::new(Stage::Services, Code::Services, sentence);
+        let (node, mac) = &self.surroundings.who;
+        let next = "It is started again and again, at least every 30 s.";
+        let page = (!self.all_up).then(|| halt.page(node.as_deref(), *mac, next));
+        JOURNAL.failed(halt.stage, &halt.failure(), page.as_ref());
+        handover::report(self.surroundings.reporter.clone());
     }
 
     /// Takes in every child that has ended, ours or an orphan of somebody's.

@@ -47,6 +47,8 @@ fn surroundings(scratch: &Scratch, arm: fn(&Path, &str) -> anyhow::Result<Vec<St
         show_output: false,
         sysroot: scratch.0.clone(),
         wake: None,
+        who: (None, None),
+        reporter: None,
         arm,
     }
 }
@@ -158,6 +160,38 @@ async fn the_button_ends_it_and_a_program_that_is_not_there_is_named() {
     supervisor.events().send(Event::Button).unwrap();
     assert_eq!(supervisor.run(requests, || ()).await.unwrap(), End::PowerOff { wake: vec![] });
     assert!(supervisor.statuses()[0].last_exit.as_deref().unwrap().contains("/nowhere/program"));
-    let (BootReport { log, .. }, _) = JOURNAL.report(labshift_model::MacAddr([2; 6]), None);
+    let (BootReport { log, .. }, _) = JOURNAL.report(MacAddr([2; 6]), None);
     assert!(log.contains("power button"));
+}
+
+#[tokio::test]
+async fn a_service_that_ends_again_and_again_is_a_failure_that_is_told_once() {
+    let scratch = Scratch::new("loop");
+    let services = vec![shell("looping-service", "exit 4", &[], Restart::Always, None)];
+    let mut supervisor = Supervisor::new(services, surroundings(&scratch, |_, _| Ok(vec![])));
+    let (_asking, requests) = mpsc::channel(1);
+    let events = supervisor.events();
+    let running = tokio::spawn(async move { supervisor.run(requests, || ()).await.unwrap() });
+    let told = || {
+        let stages = JOURNAL.stages();
+        let ours = stages
+            .iter()
+            .filter_map(|s| s.failure.clone())
+            .filter(|f| f.sentence.contains("looping-service"));
+        ours.collect::<Vec<_>>()
+    };
+    let hang_guard = Instant::now();
+    while told().is_empty() {
+        assert!(hang_guard.elapsed() < Duration::from_secs(120));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    events.send(Event::Button).unwrap();
+    running.await.unwrap();
+    let told = told();
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0].code, "SERVICES");
+    assert!(
+        told[0].sentence.contains("ended 5 times in a row") && told[0].sentence.contains("exit code 4"),
+        "{told:?}"
+    );
 }
