@@ -18,7 +18,7 @@ build: deps ## build everything; the command is target/release/labshift
 	$(CARGO) build --release --locked -p labshift-cli -p labshift-runtime -p labshift-rcuda
 	RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --release --locked --target $(TARGET) -p labshift-initrd -p labshift-rcuda
 	@mkdir -p $(PROGRAMS)
-	@install -m 755 target/$(TARGET)/release/init target/$(TARGET)/release/rcuda-smi \
+	@install -s -m 755 target/$(TARGET)/release/init target/$(TARGET)/release/rcuda-smi \
 	  target/release/labshift-runtime target/release/rcuda-server $(PROGRAMS)/
 
 demo: build ## play one day of a small lab in QEMU; leaves screenshots, traces and logs in target/demo

@@ -108,14 +108,13 @@ impl Lab {
     }
 }
 
-/// Runs a lab until SIGINT, SIGTERM or a `stop` on its control socket. Must be called in the first process of the
-/// lab's namespaces (see [`namespace`]), before any thread is started. `ready` is called once when everything is up.
+/// Runs a lab until SIGINT, SIGTERM or a `stop` on its control socket. Must be called in the lab's namespaces, by a process that
+/// [`namespace::tend`] started, before any thread is started. `ready` is called once when everything is up.
 pub fn up(plan: Plan, ready: impl FnOnce()) -> Result<(), LabError> {
     let failed = |doing: &str| {
         let doing = doing.to_owned();
         move |source| LabError::Io { doing, source }
     };
-    namespace::settle()?;
     // Blocked in every thread that starts from here on; taken one by one in `wait_for_the_end`.
     let mut signals = SigSet::empty();
     [Signal::SIGINT, Signal::SIGTERM, Signal::SIGCHLD].iter().for_each(|s| signals.add(*s));

@@ -97,6 +97,7 @@ pub struct BootPlane {
     journal: Arc<dyn Journal>,
     interface: u32,
     tftp: UdpSocket,
+    reports: UdpSocket,
     dhcp: Option<Dhcp>,
 }
 
@@ -127,6 +128,7 @@ impl BootPlane {
             return Err(BindError::NoAddress { address, prefix, interface: config.interface });
         }
         let tftp = open(&config, config.server_address, TFTP_PORT, false)?;
+        let reports = open(&config, Ipv4Addr::UNSPECIFIED, config.http_port, false)?;
         let dhcp = match config.mode {
             Mode::Off => None,
             Mode::Authoritative | Mode::Proxy => {
@@ -145,7 +147,7 @@ impl BootPlane {
                 Some(Dhcp { port, boot_server, overheard, solicitations, leases, ledger })
             }
         };
-        Ok(BootPlane { config: Arc::new(config), directory, journal, interface, tftp, dhcp })
+        Ok(BootPlane { config: Arc::new(config), directory, journal, interface, tftp, reports, dhcp })
     }
 
     /// The HTTP routes. They need the peer's address: serve them with
@@ -159,7 +161,7 @@ impl BootPlane {
         (self.config.server_address, self.config.http_port).into()
     }
 
-    /// Answers DHCP and TFTP until `shutdown` completes; then open transfers end. Fails when a socket does.
+    /// Answers DHCP and TFTP, and hears reports by datagram, until `shutdown` completes; then open transfers end. Fails when a socket does.
     pub async fn serve(self, shutdown: impl Future<Output = ()> + Send) -> io::Result<()> {
         let tftp = TftpServer {
             config: self.config.clone(),
@@ -167,6 +169,7 @@ impl BootPlane {
             mtu: mtu(&self.config.interface).await.unwrap_or(ETHERNET_MTU),
         };
         let tftp_socket = asynchronous(self.tftp)?;
+        let reports = http::report::hear_datagrams(asynchronous(self.reports)?, self.journal.clone());
         let dhcp = async move {
             let Some(parts) = self.dhcp else { return std::future::pending().await };
             let sockets = Sockets {
@@ -189,6 +192,7 @@ impl BootPlane {
         };
         tokio::select! {
             ended = tftp.run(tftp_socket) => ended,
+            ended = reports => ended,
             ended = dhcp => ended,
             () = shutdown => Ok(()),
         }

@@ -13,7 +13,9 @@ use std::{
 };
 
 use labshift_fleet::client::Client;
+use labshift_lab::screen::{Letters, Picture};
 use labshift_model::api::{FleetStatus, NodeView};
+use noto_sans_mono_bitmap::{FontWeight, RasterHeight, get_raster, get_raster_width};
 
 /// Only against hanging for ever: machines without KVM on two busy cores are slow.
 pub const GUARD: Duration = Duration::from_secs(15 * 60);
@@ -141,12 +143,46 @@ impl TestLab {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
+    /// Waits until a workstation's screen shows all these texts in these letters; pictures are taken until it does.
+    #[track_caller]
+    pub fn reads(&self, machine: &str, name: &str, letters: &Letters, texts: &[&str]) -> Picture {
+        let begin = std::time::Instant::now();
+        loop {
+            let file = self.screenshot(machine, name);
+            let picture = Picture::read(&file).expect("reading the screen");
+            let missing: Vec<_> = texts.iter().filter(|t| picture.find(t, letters).is_none()).collect();
+            if missing.is_empty() {
+                return picture;
+            }
+            assert!(
+                begin.elapsed() < GUARD,
+                "{machine}'s screen does not show {missing:?}: {}",
+                file.display()
+            );
+        }
+    }
+
     /// The workstation's screen.
     pub fn screenshot(&self, machine: &str, name: &str) -> PathBuf {
         let file = self.path(&format!("{name}.png"));
         self.lab(&["screenshot", machine, &file.display().to_string()]);
         file
     }
+}
+
+/// The letters of a text screen, from the firmware of the lab's display card.
+pub fn text_screen_letters() -> Letters {
+    let rom = ["/usr/share/seabios/vgabios-virtio.bin", "/usr/share/qemu/vgabios-virtio.bin"];
+    let rom = rom.iter().find_map(|file| fs::read(file).ok()).expect("reading the display card's firmware");
+    Letters::of_vga_bios(&rom).expect("finding its font")
+}
+
+/// The letters of the page that init paints on a graphics screen.
+pub fn page_letters() -> Letters {
+    let (weight, height) = (FontWeight::Bold, RasterHeight::Size32);
+    Letters::new(get_raster_width(weight, height), height.val(), |c| {
+        get_raster(c, weight, height).map(|r| r.pixels().to_vec()).expect("a shape for every letter")
+    })
 }
 
 /// A node of a status.

@@ -6,7 +6,7 @@ mod answer;
 mod file;
 mod limit;
 mod range;
-mod report;
+pub(crate) mod report;
 
 use std::sync::Arc;
 
