@@ -1,7 +1,7 @@
 //! `POST /v1/boot/report`: what a node saw before it had a root, or why it has none. Not authenticated, hence small,
 //! counted, and only ever written to the journal.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Instant};
 
 use axum::{
     body::Bytes,
@@ -23,7 +23,7 @@ pub(super) async fn boot_report(
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     body: Bytes,
 ) -> Response {
-    if !context.limiter.allows(peer.ip()) {
+    if !context.limiter.allows(peer.ip(), Instant::now()) {
         return too_many();
     }
     let report: BootReport = match serde_json::from_slice(&body) {
