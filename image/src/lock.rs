@@ -4,7 +4,7 @@ use labshift_model::fault::nearest;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::{cache::Expected, index::Package};
+use crate::{cache::Expected, resolve::Chosen};
 
 /// The format that this version writes and reads.
 pub const SCHEMA: u32 = 1;
@@ -55,11 +55,15 @@ pub struct Locked {
     pub size: u64,
     /// Lower-case hex.
     pub sha256: String,
+    /// The package that brought it in; absent when the recipe names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub needed_by: Option<String>,
 }
 
 impl Locked {
     /// Locks a chosen package.
-    pub fn of(package: &Package) -> Locked {
+    pub fn of(chosen: &Chosen<'_>) -> Locked {
+        let package = chosen.package;
         Locked {
             name: package.name.clone(),
             version: package.version.to_string(),
@@ -68,6 +72,7 @@ impl Locked {
             filename: package.filename.clone(),
             size: package.size,
             sha256: package.sha256.clone(),
+            needed_by: chosen.needed_by.clone(),
         }
     }
 
@@ -149,6 +154,7 @@ mod tests {
             filename: format!("pool/{name}.deb"),
             size: 1,
             sha256: "a".repeat(64),
+            needed_by: None,
         };
         Lock {
             schema: SCHEMA,

@@ -5,6 +5,7 @@
 //! STORE/keys/signing.pub              its public key, a line of a trusted-keys file
 //! STORE/images/NAME/GENERATION/       complete, never changed again
 //! STORE/channels/NAME                 the generation that is served
+//! STORE/built/NAME                    what the last build was made of: see `record`
 //! STORE/tmp/                          builds under way; what a dead one left is removed by the next
 //! ```
 //!
@@ -20,6 +21,7 @@ use ed25519_dalek::SigningKey;
 use labshift_model::{fault::nearest, manifest, paths};
 
 use crate::{
+    build::entries,
     error::{At, BuildError},
     scratch::{self, Scratch},
 };
@@ -42,7 +44,7 @@ pub enum Published {
 impl Store {
     /// Opens (and makes) a store, and removes what dead builds left.
     pub fn open(directory: &Path) -> Result<Store, BuildError> {
-        for part in ["keys", "images", "channels", "tmp"] {
+        for part in ["keys", "images", "channels", "built", "tmp"] {
             let path = directory.join(part);
             fs::create_dir_all(&path).at("making the store's directory", &path)?;
         }
@@ -88,15 +90,26 @@ impl Store {
         self.directory.join("images").join(name).join(generation)
     }
 
+    /// Where the record of an image's last build lies.
+    pub(crate) fn record(&self, name: &str) -> PathBuf {
+        self.directory.join("built").join(name)
+    }
+
     /// Moves a finished generation into place and points its channel to it. Everything is on disk before anybody can
     /// see it: a crash at any moment leaves the old state or the new one.
     pub fn publish(&self, from: Scratch, name: &str, generation: &str) -> Result<Published, BuildError> {
         let target = self.generation(name, generation);
         let parent = self.directory.join("images").join(name);
         fs::create_dir_all(&parent).at("making", &parent)?;
-        let published = if target.join(paths::MANIFEST).is_file() {
+        let there = target.join(paths::MANIFEST).is_file();
+        let published = if there && entries(&target)? == entries(from.path())? {
             Published::AlreadyThere
         } else {
+            if there {
+                // Somebody changed what was published. What it was built as takes its place.
+                let damaged = self.workplace(name)?;
+                fs::rename(&target, damaged.path()).at("moving away the damaged", &target)?;
+            }
             let sync = |path: &Path| fs::File::open(path).and_then(|f| f.sync_all()).at("writing", path);
             for entry in fs::read_dir(from.path()).at("reading", from.path())?.flatten() {
                 sync(&entry.path())?;
@@ -141,12 +154,12 @@ impl Store {
 
     /// Names of all images, sorted.
     pub fn images(&self) -> Vec<String> {
-        entries(&self.directory.join("images"))
+        names(&self.directory.join("images"))
     }
 
     /// Generations of an image, sorted.
     pub fn generations(&self, name: &str) -> Vec<String> {
-        entries(&self.directory.join("images").join(name))
+        names(&self.directory.join("images").join(name))
     }
 
     /// The full generation that starts with `prefix`.
@@ -164,7 +177,7 @@ impl Store {
     }
 }
 
-fn entries(directory: &Path) -> Vec<String> {
+fn names(directory: &Path) -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(directory)
         .map(|entries| entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect())
         .unwrap_or_default();
