@@ -5,10 +5,10 @@ PROGRAMS := target/release/programs
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test test-unit test-lab check bench clean
+.PHONY: help deps build demo test test-unit test-lab check bench bench-boot-server clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 deps: ## install the Debian packages that building and testing need
 	@scripts/deps
@@ -42,6 +42,11 @@ check: deps ## formatting, lints, docs, licences, and which crate may use which
 
 bench: build ## boot and mode-change figures, measured in the lab
 	$(SUDO) target/release/labshift lab bench --recipes recipes --store target/lab/store --output target/bench
+
+bench-boot-server: build ## DHCP, TFTP and HTTP beside dnsmasq, Kea, tftpd-hpa and nginx
+	@scripts/deps bench
+	$(CARGO) build --release --locked -p labshift-pxe --example load
+	$(SUDO) scripts/bench-boot-server
 
 clean: ## remove what was built
 	$(CARGO) clean

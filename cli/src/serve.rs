@@ -84,10 +84,10 @@ async fn serve(arguments: Serve) -> Result<()> {
         let mut stopped = stopped.clone();
         async move { drop(stopped.wait_for(|s| *s).await) }
     };
-    let machines = plane.http_router().merge(fleet.router());
+    let (front, machines) = (plane.http_front(), plane.http_router().merge(fleet.router()));
     let people = fleet.router().merge(fleet.dashboard());
     let result = tokio::select! {
-        ended = http(lab, machines, until()) => ended.context("serving the lab's HTTP"),
+        ended = front.serve(lab, machines) => ended.context("serving the lab's HTTP"),
         ended = http(admins, people, until()) => ended.context("serving the dashboard"),
         ended = plane.serve(until()) => ended.context("serving DHCP and TFTP"),
         ended = fleet.run(until()) => ended.context("running the fleet"),

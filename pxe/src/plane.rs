@@ -169,6 +169,12 @@ impl BootPlane {
         http::router(self.config.clone(), self.directory.clone(), self.journal.clone(), leases)
     }
 
+    /// The server for the HTTP port, which sends images without the detour through the router.
+    pub fn http_front(&self) -> http::Front {
+        let leases = self.leases.clone();
+        http::Front::new(self.config.clone(), self.directory.clone(), self.journal.clone(), leases)
+    }
+
     /// Where the caller should listen for HTTP.
     pub fn http_address(&self) -> SocketAddr {
         (self.config.server_address, self.config.http_port).into()
