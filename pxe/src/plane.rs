@@ -21,7 +21,7 @@ use nix::{
         sockopt::{BindToDevice, Broadcast, Ipv4PacketInfo, ReuseAddr},
     },
 };
-use tokio::net::UdpSocket as AsyncSocket;
+use tokio::{net::UdpSocket as AsyncSocket, sync::oneshot};
 
 use crate::{
     config::{Config, Mode},
@@ -181,6 +181,8 @@ impl BootPlane {
     }
 
     /// Answers DHCP and TFTP until `shutdown` completes; then open transfers end. Fails when a socket does.
+    ///
+    /// DHCP has a thread to itself: a room that wakes at once is answered whatever else the server is busy with.
     pub async fn serve(self, shutdown: impl Future<Output = ()> + Send) -> io::Result<()> {
         let tftp = TftpServer {
             config: self.config.clone(),
@@ -188,32 +190,63 @@ impl BootPlane {
             mtu: mtu(&self.config.interface).await.unwrap_or(ETHERNET_MTU),
         };
         let tftp_socket = asynchronous(self.tftp)?;
-        let dhcp = async move {
-            let Some(parts) = self.dhcp else { return std::future::pending().await };
-            let sockets = Sockets {
-                dhcp: asynchronous(parts.port)?,
-                boot_server: asynchronous(parts.boot_server)?,
-                overheard: parts.overheard.map(asynchronous).transpose()?,
-                arp: parts.arp.map(|(wire, mac)| io::Result::Ok((AsyncWire::new(wire)?, mac))).transpose()?,
-            };
-            let solicitations = parts.solicitations.map(asynchronous).transpose()?;
-            let (config, directory, journal) = (self.config, self.directory, self.journal);
-            let (leases, ledger) = (self.leases, Arc::new(Mutex::new(parts.ledger)));
-            let listening = directory.clone();
-            let server = DhcpServer { config, directory, journal, leases, ledger, interface: self.interface };
-            let solicitations = async {
-                match solicitations {
-                    Some(socket) => solicitation::run(socket, listening).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::try_join!(server.run(sockets), solicitations).map(drop)
-        };
-        tokio::select! {
-            ended = tftp.run(tftp_socket) => ended,
-            ended = dhcp => ended,
-            () = shutdown => Ok(()),
+        let (config, directory, journal) = (self.config, self.directory, self.journal);
+        let (leases, interface) = (self.leases, self.interface);
+        let (stop, stopped) = oneshot::channel::<()>();
+        let (end, ended) = oneshot::channel();
+        let dhcp = self.dhcp.is_some();
+        if let Some(parts) = self.dhcp {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            std::thread::Builder::new().name("dhcp".to_owned()).spawn(move || {
+                let listening = directory.clone();
+                let ledger = Arc::new(Mutex::new(parts.ledger));
+                let server = DhcpServer { config, directory, journal, leases, ledger, interface };
+                let dhcp = async {
+                    let solicitations = parts.solicitations.map(asynchronous).transpose()?;
+                    let sockets = Sockets {
+                        dhcp: asynchronous(parts.port)?,
+                        boot_server: asynchronous(parts.boot_server)?,
+                        overheard: parts.overheard.map(asynchronous).transpose()?,
+                        arp: parts
+                            .arp
+                            .map(|(wire, mac)| io::Result::Ok((AsyncWire::new(wire)?, mac)))
+                            .transpose()?,
+                    };
+                    let solicitations = async {
+                        match solicitations {
+                            Some(socket) => solicitation::run(socket, listening).await,
+                            None => std::future::pending().await,
+                        }
+                    };
+                    tokio::try_join!(server.run(sockets), solicitations).map(drop)
+                };
+                let result = runtime.block_on(async {
+                    tokio::select! {
+                        result = dhcp => result,
+                        _ = stopped => Ok(()),
+                    }
+                });
+                drop(end.send(result));
+            })?;
         }
+        let tftp = tokio::spawn(tftp.run(tftp_socket));
+        let abort = AbortOnDrop(tftp.abort_handle());
+        let result = tokio::select! {
+            ended = tftp => ended.map_err(io::Error::other)?,
+            ended = ended, if dhcp => ended.unwrap_or_else(|_| Err(io::Error::other("the DHCP thread broke down"))),
+            () = shutdown => Ok(()),
+        };
+        drop((stop, abort));
+        result
+    }
+}
+
+/// A task that ends with whoever waits for it.
+struct AbortOnDrop(tokio::task::AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
@@ -231,7 +264,10 @@ fn card(interface: &str) -> io::Result<MacAddr> {
     let own = |address: InterfaceAddress| {
         address.address.as_ref()?.as_link_addr().filter(|_| address.interface_name == interface)?.addr()
     };
-    getifaddrs()?.find_map(own).map(MacAddr).ok_or_else(|| io::Error::other("the interface has no hardware address"))
+    getifaddrs()?
+        .find_map(own)
+        .map(MacAddr)
+        .ok_or_else(|| io::Error::other("the interface has no hardware address"))
 }
 
 fn asynchronous(socket: UdpSocket) -> io::Result<AsyncSocket> {

@@ -1,9 +1,6 @@
 //! Whole Ethernet frames of one interface (packet(7)): ARP for the conflict probe, everything for the doctor.
 
-#![allow(
-    unsafe_code,
-    reason = "nix can make a link-layer address to bind to only from a raw sockaddr_ll"
-)]
+#![allow(unsafe_code, reason = "nix can make a link-layer address to bind to only from a raw sockaddr_ll")]
 
 use std::{io, net::UdpSocket, os::fd::AsRawFd};
 
@@ -40,7 +37,8 @@ impl Wire {
             sll_addr: [0; 8],
         };
         // SAFETY: the pointer is to a live sockaddr_ll of the length given, whose family says what it is.
-        let address = unsafe { LinkAddr::from_raw((&raw const address).cast(), Some(size_of_val(&address) as u32)) };
+        let address =
+            unsafe { LinkAddr::from_raw((&raw const address).cast(), Some(size_of_val(&address) as u32)) };
         bind(fd.as_raw_fd(), &address.ok_or(io::ErrorKind::InvalidInput)?)?;
         // Not UDP; but the calls of the type are those of any datagram socket.
         Ok(Wire(fd.into()))

@@ -51,8 +51,24 @@ impl Server {
     pub fn start(&mut self, extra: &[&str]) {
         let path = |name: &str| self.path(name).display().to_string();
         let mut child = Command::new(env!("CARGO_BIN_EXE_labshift"))
-            .args(["serve", "--interface", "server0", "--site", &path("site.toml"), "--store", &path("store")])
-            .args(["--state", &path("state"), "--loaders", &path("loaders"), "--dashboard", "127.0.0.1:8088", "-v"])
+            .args([
+                "serve",
+                "--interface",
+                "server0",
+                "--site",
+                &path("site.toml"),
+                "--store",
+                &path("store"),
+            ])
+            .args([
+                "--state",
+                &path("state"),
+                "--loaders",
+                &path("loaders"),
+                "--dashboard",
+                "127.0.0.1:8088",
+                "-v",
+            ])
             .args(extra)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -107,7 +123,8 @@ pub fn run(program: &str, arguments: &[&str]) -> Output {
         .args(arguments)
         .output()
         .unwrap_or_else(|e| panic!("{program}: {e}; `make deps` installs what tests need"));
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {arguments:?}: {}\n{said}", output.status);
     output
 }

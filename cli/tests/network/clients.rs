@@ -36,13 +36,16 @@ fn udhcpc_gets_its_address_and_says_what_firmware_would_boot() {
         fs::write(&script, "#!/bin/sh\n[ \"$1\" = bound ] && set && exit 0\nexit 0\n").expect("the script");
         sh(&format!("chmod 755 {}", script.display()));
         let script = script.display().to_string();
-        for (class, file) in
-            [("PXEClient:Arch:00000:UNDI:002001", "undionly.kpxe"), ("PXEClient:Arch:00007:UNDI:003016", "snponly.efi")]
-        {
-            let lease = ["-i", "client0", "-f", "-n", "-q", "-t", "20", "-O", "bootfile", "-V", class, "-s", &script];
+        for (class, file) in [
+            ("PXEClient:Arch:00000:UNDI:002001", "undionly.kpxe"),
+            ("PXEClient:Arch:00007:UNDI:003016", "snponly.efi"),
+        ] {
+            let lease =
+                ["-i", "client0", "-f", "-n", "-q", "-t", "20", "-O", "bootfile", "-V", class, "-s", &script];
             let output = run("busybox", &[&["udhcpc"], &lease[..]].concat());
             let said = String::from_utf8_lossy(&output.stdout).into_owned();
-            let wanted = ["ip='10.77.0.11'", "mask='16'", "hostname='ws1'", "serverid='10.77.0.1'", "lease='3600'"];
+            let wanted =
+                ["ip='10.77.0.11'", "mask='16'", "hostname='ws1'", "serverid='10.77.0.1'", "lease='3600'"];
             for wanted in wanted.into_iter().map(str::to_owned).chain([format!("boot_file='{file}'")]) {
                 assert!(said.contains(&wanted), "no {wanted} in:\n{said}");
             }
@@ -57,7 +60,9 @@ fn dhcpcd_gets_its_address_and_keeps_it() {
             // `--test` asks, prints what it would set, and changes nothing.
             let output = run("dhcpcd", &["-4", "--test", "--noarp", "-t", "60", "client0"]);
             let said = String::from_utf8_lossy(&output.stdout).into_owned();
-            for wanted in ["new_ip_address='10.77.0.11'", "new_subnet_cidr='16'", "new_dhcp_lease_time='3600'"] {
+            for wanted in
+                ["new_ip_address='10.77.0.11'", "new_subnet_cidr='16'", "new_dhcp_lease_time='3600'"]
+            {
                 assert!(said.contains(wanted), "no {wanted} in:\n{said}");
             }
         }
@@ -78,7 +83,8 @@ fn tftp_clients_fetch_whole_files() {
         same("hpa");
         sh(&format!("atftp --get -r undionly.kpxe -l {}", get("atftp")));
         same("atftp");
-        let windows = ["--option", "blksize 1428", "--option", "windowsize 16", "--get", "-r", "undionly.kpxe"];
+        let windows =
+            ["--option", "blksize 1428", "--option", "windowsize 16", "--get", "-r", "undionly.kpxe"];
         run("atftp", &[&windows[..], &["-l", &file("windows"), "10.77.0.1"]].concat());
         same("windows");
         sh(&format!("busybox tftp -g -b 1468 -r undionly.kpxe -l {}", get("busybox")));

@@ -59,7 +59,10 @@ fn together(clients: usize, fetch: impl Fn() -> Result<u64> + Sync) -> Result<()
         running.into_iter().map(|one| one.join().expect("a client")).collect::<Result<Vec<u64>>>()
     })?;
     let seconds = started.elapsed().as_secs_f64();
-    ensure!(sizes.iter().all(|size| *size == sizes[0] && *size > 0), "clients got different sizes: {sizes:?}");
+    ensure!(
+        sizes.iter().all(|size| *size == sizes[0] && *size > 0),
+        "clients got different sizes: {sizes:?}"
+    );
     println!("{} {seconds:.3}", sizes.iter().sum::<u64>());
     Ok(())
 }

@@ -25,7 +25,12 @@ pub(super) struct Gate {
 
 impl Gate {
     pub fn new() -> Self {
-        Gate { cards: Limiter::new(CARD, MacAddr([0; 6])), strangers: Limiter::new(STRANGERS, ()), dropped: 0, said: None }
+        Gate {
+            cards: Limiter::new(CARD, MacAddr([0; 6])),
+            strangers: Limiter::new(STRANGERS, ()),
+            dropped: 0,
+            said: None,
+        }
     }
 
     /// Whether a message is worth an answer. `known`: the card is in the directory, or has a lease.
@@ -35,7 +40,8 @@ impl Gate {
             return true;
         };
         let card = MacAddr(card);
-        let admitted = if known(card) { self.cards.allows(card, now) } else { self.strangers.allows((), now) };
+        let admitted =
+            if known(card) { self.cards.allows(card, now) } else { self.strangers.allows((), now) };
         if !admitted {
             self.dropped += 1;
             if self.said.is_none_or(|at| now.duration_since(at) >= WORD) {
@@ -68,7 +74,10 @@ mod tests {
         assert_eq!(admitted, STRANGERS.burst as usize);
         let room = (0..400).filter(|n| gate.admits(&packet(*n), |_| true, start)).count();
         assert_eq!(room, 400);
-        assert!(gate.admits(&packet(9), |_| false, start + Duration::from_secs(1)), "strangers may come back");
+        assert!(
+            gate.admits(&packet(9), |_| false, start + Duration::from_secs(1)),
+            "strangers may come back"
+        );
     }
 
     #[test]

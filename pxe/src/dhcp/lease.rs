@@ -172,7 +172,8 @@ impl Leases {
 
     /// The pool's oldest offer that a stranger has not taken: a flood of strangers must not use up a machine's address.
     pub fn unclaimed(&self, subnet: &Subnet, stranger: impl Fn(MacAddr) -> bool) -> Option<Ipv4Addr> {
-        let offers = self.by_address.values().filter(|l| l.state == State::Offered && subnet.pools(l.address));
+        let offers =
+            self.by_address.values().filter(|l| l.state == State::Offered && subnet.pools(l.address));
         offers.filter(|l| stranger(l.mac)).min_by_key(|l| l.expires).map(|l| l.address)
     }
 

@@ -58,7 +58,8 @@ pub async fn card_of(interface: &str, address: Ipv4Addr) -> Option<MacAddr> {
     let task = tokio::spawn(connection);
     let known = handle.neighbours().get().execute().try_filter_map(|entry| async move {
         let here = entry.header.ifindex == index;
-        let is = |a: &NeighbourAttribute| *a == NeighbourAttribute::Destination(NeighbourAddress::Inet(address));
+        let is =
+            |a: &NeighbourAttribute| *a == NeighbourAttribute::Destination(NeighbourAddress::Inet(address));
         let card = entry.attributes.iter().find_map(|a| match a {
             NeighbourAttribute::LinkLayerAddress(bytes) => <[u8; 6]>::try_from(&bytes[..]).ok(),
             _ => None,

@@ -118,9 +118,8 @@ impl Server {
             for (socket, port) in [(&sender.dhcp, Port::Dhcp), (&sender.boot_server, Port::BootServer)] {
                 for (packet, source) in drain(socket) {
                     let clock = Clock::now();
-                    let known = |mac| {
-                        self.directory.machine(mac).is_some() || now(&self.leases).of(mac).is_some()
-                    };
+                    let known =
+                        |mac| self.directory.machine(mac).is_some() || now(&self.leases).of(mac).is_some();
                     if memory.gate.admits(&packet, known, clock) {
                         self.take(packet, source, port, &mut memory, &mut out);
                     }
@@ -162,7 +161,8 @@ impl Server {
                 out.push(Outgoing { port, firmware, reply });
                 continue;
             };
-            let mac = packet.get(28..34).and_then(|bytes| bytes.try_into().ok()).map_or(MacAddr([0; 6]), MacAddr);
+            let mac =
+                packet.get(28..34).and_then(|bytes| bytes.try_into().ok()).map_or(MacAddr([0; 6]), MacAddr);
             let packet = packet.clone();
             let offer = Offer { address, mac, packet, source, reply, event: events.pop(), firmware };
             match memory.probes.hold(offer, self.config.probe, Instant::now()) {

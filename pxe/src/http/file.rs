@@ -114,7 +114,11 @@ impl Found {
             Part::Beyond => {
                 let headers =
                     vec![("content-range", format!("bytes */{size}")), ("content-length", "0".to_owned())];
-                return Found { status: StatusCode::RANGE_NOT_SATISFIABLE, headers, content: Content::Nothing };
+                return Found {
+                    status: StatusCode::RANGE_NOT_SATISFIABLE,
+                    headers,
+                    content: Content::Nothing,
+                };
             }
             Part::Whole => (StatusCode::OK, 0..size),
             Part::Some(range) => (StatusCode::PARTIAL_CONTENT, range),

@@ -157,7 +157,9 @@ async fn answer(stream: &mut TcpStream, found: Found, keep: bool) -> io::Result<
     for (name, value) in headers {
         text.extend([name, ": ", &value, "\r\n"]);
     }
-    if let Ok(date) = jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&Timestamp::now()) {
+    if let Ok(date) =
+        jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&Timestamp::now())
+    {
         text.extend(["date: ", &date, "\r\n"]);
     }
     text.push_str(if keep { "\r\n" } else { "connection: close\r\n\r\n" });
@@ -184,7 +186,8 @@ async fn send(stream: &mut TcpStream, head: &[u8], sending: &mut Sending) -> io:
     stream.set_nodelay(false)?;
     stream.write_all(head).await?;
     while !sending.left.is_empty() {
-        let (mut at, length) = (sending.left.start as i64, (sending.left.end - sending.left.start).min(PIECE));
+        let (mut at, length) =
+            (sending.left.start as i64, (sending.left.end - sending.left.start).min(PIECE));
         let sent = stream.async_io(Interest::WRITABLE, || {
             Ok(sendfile(&*stream, &*sending.file, Some(&mut at), length as usize)?)
         });

@@ -146,11 +146,11 @@ fn a_client_gets_address_and_file_over_a_real_interface() {
         |runtime, handle, ready, _| {
             let store = tempfile::tempdir().expect("a directory");
             let generation = publish(store.path(), &[("uki.efi", &[7; 200_000])]);
-            let config =
-                Config::new("server0", SERVER, 24, store.path().into(), store.path().join("state"));
+            let config = Config::new("server0", SERVER, 24, store.path().into(), store.path().join("state"));
             let (notes, site) =
                 (Notes::default(), Arc::new(Site { generation: generation.clone(), ..Site::default() }));
-            let bind = |config: &Config| BootPlane::bind(config.clone(), site.clone(), Arc::new(notes.clone()));
+            let bind =
+                |config: &Config| BootPlane::bind(config.clone(), site.clone(), Arc::new(notes.clone()));
             runtime.block_on(async {
                 let elsewhere = Config { interface: "other0".to_owned(), ..config.clone() };
                 assert!(matches!(bind(&elsewhere), Err(BindError::NoInterface(name)) if name == "other0"));
@@ -207,7 +207,8 @@ fn an_address_that_somebody_uses_is_not_offered() {
         },
     );
     let offers = heard.all().into_iter().filter(|e| matches!(e, BootPlaneEvent::Offer { .. }));
-    let wanted = BootPlaneEvent::Offer { mac: POOLED, address: [10, 77, 0, 129].into(), speaker: Speaker::Other };
+    let wanted =
+        BootPlaneEvent::Offer { mac: POOLED, address: [10, 77, 0, 129].into(), speaker: Speaker::Other };
     assert!(offers.clone().all(|e| e == wanted), "{:?}", offers.collect::<Vec<_>>());
 }
 
