@@ -6,7 +6,7 @@
 //!   this machine  HTTP 127.0.0.1:8088   fleet routes (admins) + dashboard
 //! ```
 
-use std::{future::Future, io, net::SocketAddr};
+use std::{future::Future, io, net::SocketAddr, sync::Arc};
 
 use anyhow::{Context, Result, anyhow};
 use axum::Router;
@@ -56,14 +56,16 @@ async fn serve(arguments: Serve) -> Result<()> {
         config.pool = pool;
     }
 
-    let fleet = Fleet::open(FleetOptions {
-        site,
-        store: arguments.store.clone(),
-        state: arguments.state.clone(),
-        interface: Some(arguments.interface.clone()),
-        clock,
-    })
-    .context("opening the fleet's state")?;
+    let fleet = Arc::new(
+        Fleet::open(FleetOptions {
+            site,
+            store: arguments.store.clone(),
+            state: arguments.state.clone(),
+            interface: Some(arguments.interface.clone()),
+            clock,
+        })
+        .context("opening the fleet's state")?,
+    );
     let plane = BootPlane::bind(config, fleet.directory(), fleet.journal())
         .map_err(permission)
         .context("starting the boot plane")?;
@@ -84,16 +86,23 @@ async fn serve(arguments: Serve) -> Result<()> {
         let mut stopped = stopped.clone();
         async move { drop(stopped.wait_for(|s| *s).await) }
     };
-    let machines = plane.http_router().merge(fleet.router());
+    let (front, machines) = (plane.http_front(), plane.http_router().merge(fleet.router()));
     let people = fleet.router().merge(fleet.dashboard());
+    // A task of its own: planning for a large site must not hold up the machines that boot.
+    let (engine, end) = (fleet.clone(), until());
+    let mut engine = tokio::spawn(async move { engine.run(end).await });
     let result = tokio::select! {
-        ended = http(lab, machines, until()) => ended.context("serving the lab's HTTP"),
+        ended = front.serve(lab, machines) => ended.context("serving the lab's HTTP"),
         ended = http(admins, people, until()) => ended.context("serving the dashboard"),
         ended = plane.serve(until()) => ended.context("serving DHCP and TFTP"),
-        ended = fleet.run(until()) => ended.context("running the fleet"),
+        ended = &mut engine => ended.context("running the fleet")?.context("running the fleet"),
         ended = signals(&fleet, &arguments) => ended,
     };
     stop.send_replace(true);
+    if !engine.is_finished() {
+        // What it has taken note of is written before the end.
+        engine.await.context("ending the fleet")?.context("ending the fleet")?;
+    }
     result
 }
 
