@@ -17,6 +17,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::sys::{stat::futimens, time::TimeSpec};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -100,7 +101,8 @@ impl Layer {
         let directory = cache.directory().join("layers").join(key(loaded, kernel, lock));
         if let Some(layer) = Layer::open(&directory) {
             // The time of its last use decides which layers stay.
-            let _ = fs::File::open(&directory).and_then(|d| d.set_modified(std::time::SystemTime::now()));
+            let now = TimeSpec::UTIME_NOW;
+            let _ = fs::File::open(&directory).map(|d| futimens(&d, &now, &now));
             return Ok(layer);
         }
         let work = cache.scratch("layer")?;
