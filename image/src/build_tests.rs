@@ -14,6 +14,7 @@ use nix::{
 
 use super::*;
 use crate::{
+    channel::STABLE,
     inspect,
     progress::Silent,
     world::{RECIPE, World, options, packages},
@@ -141,7 +142,7 @@ fn a_build_may_be_killed_at_any_point() {
         for generation in store.generations("tiny") {
             inspect(&store, "tiny", Some(&generation)).unwrap();
         }
-        if let Ok(generation) = store.channel("tiny") {
+        if let Ok(generation) = store.channel("tiny", STABLE) {
             inspect(&store, "tiny", Some(&generation)).unwrap();
         }
         if !killed {

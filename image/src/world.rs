@@ -225,6 +225,7 @@ pub fn options(directory: &Path, mirrors: &[String], locked: Option<PathBuf>) ->
         store: directory.join("store"),
         programs: directory.join("programs"),
         locked,
+        channel: crate::channel::STABLE.to_owned(),
         sources: sources(directory, mirrors),
     }
 }
