@@ -58,5 +58,8 @@ bench-boot-server: build ## DHCP, TFTP and HTTP beside dnsmasq, Kea, tftpd-hpa a
 	$(CARGO) build --release --locked -p labshift-pxe --example load
 	$(SUDO) scripts/bench-boot-server
 
+bench-image: build ## how fast images are built, beside mmdebstrap and mkfs.erofs (scripts/deps bench)
+	scripts/bench-image
+
 clean: ## remove what was built
 	$(CARGO) clean

@@ -4,6 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+mod image;
+
+pub use image::{Image, ImageBuild, ImageGc, ImageInspect, ImageLock, ImageVerify};
+
 /// Turn a room of PCs into a stateless KVM cloud: desktops in lab hours, compute hosts otherwise, off when idle.
 #[derive(Debug, Parser)]
 #[command(
@@ -53,29 +57,6 @@ pub enum Command {
     },
 }
 
-/// Image commands.
-#[derive(Debug, Subcommand)]
-pub enum Image {
-    /// Build an image from a recipe and publish it in a store.
-    Build(ImageBuild),
-    /// Resolve a recipe's packages and write the exact versions to a lock file.
-    Lock(ImageLock),
-    /// List the images of a store.
-    List {
-        /// Image store.
-        #[arg(short = 'o', long, default_value = "store", env = "LABSHIFT_STORE")]
-        store: PathBuf,
-    },
-    /// Show what an image holds.
-    Inspect {
-        /// Image name, or NAME@GENERATION.
-        image: String,
-        /// Image store.
-        #[arg(short = 'o', long, default_value = "store", env = "LABSHIFT_STORE")]
-        store: PathBuf,
-    },
-}
-
 /// Where packages come from.
 #[derive(Debug, Args)]
 pub struct Sources {
@@ -88,39 +69,6 @@ pub struct Sources {
     /// Directory for downloaded packages; by default the user's cache directory.
     #[arg(long, value_name = "DIR", env = "LABSHIFT_CACHE")]
     pub cache: Option<PathBuf>,
-}
-
-/// `image build`.
-#[derive(Debug, Args)]
-pub struct ImageBuild {
-    /// Recipe file.
-    #[arg(required = true)]
-    pub recipe: Vec<PathBuf>,
-    /// Image store to publish into; created when missing.
-    #[arg(short = 'o', long, default_value = "store", env = "LABSHIFT_STORE")]
-    pub store: PathBuf,
-    /// Build exactly what this lock file says.
-    #[arg(long, value_name = "FILE")]
-    pub locked: Option<PathBuf>,
-    /// Directory with labshift's own programs for the image; by default `programs` beside this command.
-    #[arg(long, value_name = "DIR")]
-    pub programs: Option<PathBuf>,
-    /// Package sources.
-    #[command(flatten)]
-    pub sources: Sources,
-}
-
-/// `image lock`.
-#[derive(Debug, Args)]
-pub struct ImageLock {
-    /// Recipe file.
-    pub recipe: PathBuf,
-    /// Lock file to write; by default beside the recipe, with the extension `.lock`.
-    #[arg(short, long, value_name = "FILE")]
-    pub output: Option<PathBuf>,
-    /// Package sources.
-    #[command(flatten)]
-    pub sources: Sources,
 }
 
 /// `serve`.

@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use ed25519_dalek::SigningKey;
 use jiff::Timestamp;
 use labshift_model::{
     manifest::{self, FileEntry, ImageKind, Manifest, SCHEMA},
@@ -19,6 +20,7 @@ use labshift_model::{
 use sha2::{Digest, Sha256};
 
 use crate::{
+    cache::Cache,
     choose,
     contents::{CONTENTS, Contents},
     elf,
@@ -67,6 +69,8 @@ pub struct BuildOptions {
     pub programs: PathBuf,
     /// Use exactly the packages of this lock.
     pub locked: Option<PathBuf>,
+    /// Channel that points to it when it is published.
+    pub channel: String,
     /// Packages.
     pub sources: Sources,
 }
@@ -98,114 +102,180 @@ pub fn lock(recipe: &Path, sources: &Sources, progress: &dyn Progress) -> Result
     choose::choose(&loaded, sources, &cache, (image.name, image.kernel), progress)
 }
 
+/// Whether a lock was made for what a recipe asks for now.
+pub fn lock_fits(recipe: &Path, lock: &Lock) -> Result<bool, BuildError> {
+    let loaded = recipe_file::load(recipe)?;
+    let image = usable(&loaded)?;
+    let (wanted, leave_out) = choose::wanted(&loaded, image.kernel);
+    Ok(lock.fits(image.name, &wanted, &leave_out).is_ok())
+}
+
 /// Builds an image and publishes it. The same recipe, programs and packages give the same generation.
 pub fn build(options: &BuildOptions, progress: &dyn Progress) -> Result<Built, BuildError> {
-    let loaded = recipe_file::load(&options.recipe)?;
-    let image = usable(&loaded)?;
-    let (name, kind) = (image.name.to_owned(), image.kind);
-    let programs = programs(&loaded, &options.programs)?;
+    // A recipe with mistakes must not make a store.
+    usable(&recipe_file::load(&options.recipe)?)?;
     let store = Store::open(&options.store)?;
-    let key = store.signing_key()?;
-    let cache = choose::open_cache(&options.sources)?;
-    let lock = match &options.locked {
-        Some(path) => choose::read_lock(path, &name, &choose::wanted(&loaded, image.kernel))?,
-        None => choose::choose(&loaded, &options.sources, &cache, (&name, image.kernel), progress)?,
+    let job = Job::new(options, &store, progress)?;
+    let (inputs, now) = (job.inputs(), options.sources.now);
+    let built = |published, generation: String, manifest, root_bytes| Built {
+        name: job.name.clone(),
+        directory: store.generation(&job.name, &generation),
+        generation,
+        published,
+        manifest,
+        packages: job.lock.packages.len(),
+        root_bytes,
     };
-    let trusted = format!("{}\n", hex::encode(key.verifying_key().as_bytes()));
-    let inputs = inputs(&loaded, &programs, &lock, &trusted);
-    if let Some(record) = Record::read(&store, &name).filter(|r| r.inputs == inputs)
-        && let Some(manifest) = record.still_there(&store, &name)
-    {
-        record.warnings.iter().for_each(|w| progress.warning(w));
-        store.set_channel(&name, &record.generation)?;
-        let directory = store.generation(&name, &record.generation);
-        let (published, packages) = (Published::AlreadyThere, lock.packages.len());
-        let (generation, root_bytes) = (record.generation, record.root_bytes);
-        return Ok(Built { name, generation, directory, published, manifest, packages, root_bytes });
+    if let Some(record) = Record::read(&store, &job.name).filter(|r| r.inputs == inputs) {
+        let _held = store.hold()?;
+        if let Some(manifest) = record.still_there(&store, &job.name) {
+            record.warnings.iter().for_each(|w| progress.warning(w));
+            store.set_channel(&job.name, &options.channel, &record.generation, now)?;
+            return Ok(built(Published::AlreadyThere, record.generation, manifest, record.root_bytes));
+        }
     }
-
-    let tools = Tools::prepare(&cache, &lock, |i| fetch::open(&cache, &lock, &lock.tools[i]))?;
-    let layer = Layer::of(&loaded, image.kernel, &lock, &cache, &tools, progress)?;
-    let mut root = Building::over(&loaded, &layer);
-    root.finish(&programs);
-    let mut needs = layer.known.needs.clone();
-    needs.extend(elf::needs(&root.tree));
-    root.warnings.extend(elf::missing_libraries(&root.tree, &needs));
-    root.warnings.iter().for_each(|w| progress.warning(w));
-    if !root.problems.is_empty() {
-        return Err(BuildError::Root { image: name, problems: root.problems });
-    }
-    let root_bytes = root.tree.size();
-
-    let work = store.workplace(&name)?;
-    progress.stage(Stage::Seal, "root, initramfs, manifest, signature");
-    let salt = Sha256::digest(lock.digest());
-    let root_file = work.path().join(paths::ROOT);
-    pack::over(&tools, (&layer.base(), &layer.tree), &root.tree, &lock.digest(), &root_file)?;
-    let sealed = pack::seal(&root_file, &salt)?;
-    let linux = layer.kernel()?;
-    let init = programs.get("init").map_or(&[][..], Vec::as_slice);
-    let initrd = layer.initrd(init, &trusted)?;
-    write(work.path(), paths::KERNEL, &linux)?;
-    write(work.path(), paths::INITRD, &initrd)?;
-    write(work.path(), LOCK, &published_lock(&lock).to_bytes())?;
-    let wanted = loaded
-        .lines
-        .iter()
-        .filter_map(|(what, line)| Some((what.strip_prefix("package ")?.to_owned(), line.clone())));
-    write(work.path(), CONTENTS, &Contents::of(&root.tree, wanted.collect()).to_bytes())?;
-    write(work.path(), sbom::SBOM, &sbom::bill(&name, &lock, &root.tree))?;
-    let recipe = &loaded.recipe;
-    let arguments = recipe.arguments.join(" ");
-    if kind == ImageKind::Host {
-        let release = format!("ID=labshift\nNAME=labshift\nIMAGE_ID={name}\n");
-        let cmdline = format!("{arguments} labshift.roothash={}", sealed.root_hash);
-        let sections: [uki::Section<'_>; 5] = [
-            (".osrel", release.as_bytes()),
-            (".cmdline", cmdline.trim().as_bytes()),
-            (".uname", layer.known.kernel_release.as_bytes()),
-            (".initrd", &initrd),
-            (".linux", &linux),
-        ];
-        let stub = tools.file("usr/lib/systemd/boot/efi/linuxx64.efi.stub")?;
-        let image = uki::assemble(&stub, &sections).map_err(|e| BuildError::Tool {
-            tool: "systemd-boot-efi".into(),
-            status: "boot stub".into(),
-            output: e.to_string(),
-        })?;
-        write(work.path(), paths::UKI, &image)?;
-    }
-    let mut files = entries(work.path())?;
-    let statement = provenance::statement(&loaded, &lock, &programs, &files);
-    write(work.path(), provenance::PROVENANCE, &statement)?;
-    let path = work.path().join(provenance::PROVENANCE);
-    files.insert(provenance::PROVENANCE.to_owned(), entry_of(&path)?);
-    let manifest = Manifest {
-        schema: SCHEMA,
-        name: name.clone(),
-        kind,
-        architecture: "amd64".to_owned(),
-        kernel_release: layer.known.kernel_release,
-        kernel_arguments: arguments,
-        root: sealed,
-        files,
-        lock: lock.digest(),
-        services: recipe.services.clone(),
-        modules: recipe.root_modules.clone(),
-        ports: recipe.ports.clone(),
-    };
-    let bytes = manifest.to_bytes();
-    let signature = manifest::sign(&bytes, &key);
-    write(work.path(), paths::MANIFEST, &bytes)?;
-    write(work.path(), paths::SIGNATURE, &serde_json::to_vec_pretty(&signature).unwrap_or_default())?;
-    let generation = manifest::generation_of(&bytes);
+    let work = store.workplace(&job.name)?;
+    let Assembled { manifest, root_bytes, warnings } = job.assemble(false, work.path(), progress)?;
+    let generation = manifest::generation_of(&manifest.to_bytes());
     progress.stage(Stage::Publish, manifest::short(&generation));
-    let published = store.publish(work, &name, &generation)?;
-    Record { inputs, generation: generation.clone(), root_bytes, warnings: root.warnings }
-        .write(&store, &name)?;
-    let directory = store.generation(&name, &generation);
-    let packages = lock.packages.len();
-    Ok(Built { name, generation, directory, published, manifest, packages, root_bytes })
+    let published = store.publish(work, (&job.name, &generation), &options.channel, now)?;
+    Record { inputs, generation: generation.clone(), root_bytes, warnings }.write(&store, &job.name)?;
+    Ok(built(published, generation, manifest, root_bytes))
+}
+
+/// Everything that decides about an image, read.
+pub(crate) struct Job {
+    loaded: Loaded,
+    name: String,
+    kind: ImageKind,
+    kernel: String,
+    programs: BTreeMap<String, Vec<u8>>,
+    key: SigningKey,
+    cache: Cache,
+    lock: Lock,
+}
+
+/// An image in its directory.
+pub(crate) struct Assembled {
+    /// What it is.
+    pub manifest: Manifest,
+    root_bytes: u64,
+    warnings: Vec<String>,
+}
+
+impl Job {
+    pub(crate) fn new(
+        options: &BuildOptions,
+        store: &Store,
+        progress: &dyn Progress,
+    ) -> Result<Job, BuildError> {
+        let loaded = recipe_file::load(&options.recipe)?;
+        let image = usable(&loaded)?;
+        let (name, kind, kernel) = (image.name.to_owned(), image.kind, image.kernel.to_owned());
+        let programs = programs(&loaded, &options.programs)?;
+        let key = store.signing_key()?;
+        let cache = choose::open_cache(&options.sources)?;
+        let lock = match &options.locked {
+            Some(path) => choose::read_lock(path, &loaded, (&name, &kernel))?,
+            None => choose::choose(&loaded, &options.sources, &cache, (&name, &kernel), progress)?,
+        };
+        Ok(Job { loaded, name, kind, kernel, programs, key, cache, lock })
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn trusted(&self) -> String {
+        format!("{}\n", hex::encode(self.key.verifying_key().as_bytes()))
+    }
+
+    /// A hash of it all.
+    fn inputs(&self) -> String {
+        inputs(&self.loaded, &self.programs, &self.lock, &self.trusted())
+    }
+
+    /// Puts the image into a directory; `fresh` uses nothing of earlier builds.
+    pub(crate) fn assemble(
+        &self,
+        fresh: bool,
+        directory: &Path,
+        progress: &dyn Progress,
+    ) -> Result<Assembled, BuildError> {
+        let Job { loaded, name, kernel, programs, cache, lock, .. } = self;
+        let tools = Tools::prepare(cache, lock, |i| fetch::open(cache, lock, &lock.tools[i]))?;
+        let layer = Layer::of(loaded, kernel, lock, cache, &tools, fresh, progress)?;
+        let mut root = Building::over(loaded, &layer);
+        root.finish(programs);
+        let mut needs = layer.known.needs.clone();
+        needs.extend(elf::needs(&root.tree));
+        root.warnings.extend(elf::missing_libraries(&root.tree, &needs));
+        root.warnings.iter().for_each(|w| progress.warning(w));
+        if !root.problems.is_empty() {
+            return Err(BuildError::Root { image: name.clone(), problems: root.problems });
+        }
+        let root_bytes = root.tree.size();
+
+        progress.stage(Stage::Seal, "root, initramfs, manifest, signature");
+        let salt = Sha256::digest(lock.digest());
+        let root_file = directory.join(paths::ROOT);
+        pack::over(&tools, (&layer.base(), &layer.tree), &root.tree, &lock.digest(), &root_file)?;
+        let sealed = pack::seal(&root_file, &salt)?;
+        let linux = layer.kernel()?;
+        let init = programs.get("init").map_or(&[][..], Vec::as_slice);
+        let initrd = layer.initrd(init, &self.trusted())?;
+        write(directory, paths::KERNEL, &linux)?;
+        write(directory, paths::INITRD, &initrd)?;
+        write(directory, LOCK, &published_lock(lock).to_bytes())?;
+        let wanted = loaded.lines.iter();
+        let wanted =
+            wanted.filter_map(|(what, line)| Some((what.strip_prefix("package ")?.to_owned(), line.clone())));
+        write(directory, CONTENTS, &Contents::of(&root.tree, wanted.collect()).to_bytes())?;
+        write(directory, sbom::SBOM, &sbom::bill(name, lock, &root.tree))?;
+        let recipe = &loaded.recipe;
+        let arguments = recipe.arguments.join(" ");
+        if self.kind == ImageKind::Host {
+            let release = format!("ID=labshift\nNAME=labshift\nIMAGE_ID={name}\n");
+            let cmdline = format!("{arguments} labshift.roothash={}", sealed.root_hash);
+            let sections: [uki::Section<'_>; 5] = [
+                (".osrel", release.as_bytes()),
+                (".cmdline", cmdline.trim().as_bytes()),
+                (".uname", layer.known.kernel_release.as_bytes()),
+                (".initrd", &initrd),
+                (".linux", &linux),
+            ];
+            let stub = tools.file("usr/lib/systemd/boot/efi/linuxx64.efi.stub")?;
+            let image = uki::assemble(&stub, &sections).map_err(|e| BuildError::Tool {
+                tool: "systemd-boot-efi".into(),
+                status: "boot stub".into(),
+                output: e.to_string(),
+            })?;
+            write(directory, paths::UKI, &image)?;
+        }
+        let mut files = entries(directory)?;
+        let statement = provenance::statement(loaded, lock, programs, &files);
+        write(directory, provenance::PROVENANCE, &statement)?;
+        files.insert(provenance::PROVENANCE.to_owned(), entry_of(&directory.join(provenance::PROVENANCE))?);
+        let manifest = Manifest {
+            schema: SCHEMA,
+            name: name.clone(),
+            kind: self.kind,
+            architecture: "amd64".to_owned(),
+            kernel_release: layer.known.kernel_release,
+            kernel_arguments: arguments,
+            root: sealed,
+            files,
+            lock: lock.digest(),
+            services: recipe.services.clone(),
+            modules: recipe.root_modules.clone(),
+            ports: recipe.ports.clone(),
+        };
+        let bytes = manifest.to_bytes();
+        let signature = manifest::sign(&bytes, &self.key);
+        write(directory, paths::MANIFEST, &bytes)?;
+        write(directory, paths::SIGNATURE, &serde_json::to_vec_pretty(&signature).unwrap_or_default())?;
+        Ok(Assembled { manifest, root_bytes, warnings: root.warnings })
+    }
 }
 
 /// A hash of everything that decides about an image.

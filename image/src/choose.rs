@@ -17,11 +17,15 @@ use crate::{
     scratch, tools,
 };
 
-/// The packages that a recipe names, with its kernel.
-pub fn wanted(loaded: &Loaded, kernel: &str) -> Vec<String> {
+/// The packages that a recipe names, with its kernel; and those that it leaves out.
+pub fn wanted(loaded: &Loaded, kernel: &str) -> (Vec<String>, Vec<String>) {
     let mut wanted = loaded.recipe.packages.clone();
     wanted.push(kernel.to_owned());
-    wanted
+    let mut leave_out = loaded.recipe.leave_out.clone();
+    // Of the kernel's package we take image and modules; what makes an initramfs or links is ours.
+    leave_out.extend(["kmod", "linux-base", "initramfs-tools"].map(String::from));
+    leave_out.retain(|l| !wanted.contains(l));
+    (wanted, leave_out)
 }
 
 /// Opens the download cache, with the proxy that this machine's apt uses.
@@ -30,10 +34,11 @@ pub fn open_cache(sources: &Sources) -> Result<Cache, BuildError> {
 }
 
 /// Reads a lock and checks that it is this recipe's.
-pub fn read_lock(path: &Path, image: &str, wanted: &[String]) -> Result<Lock, BuildError> {
+pub fn read_lock(path: &Path, loaded: &Loaded, (image, kernel): (&str, &str)) -> Result<Lock, BuildError> {
+    let (wanted, leave_out) = wanted(loaded, kernel);
     let bad = |reason| BuildError::Lock { path: path.to_owned(), reason };
     let lock = Lock::from_bytes(&std::fs::read(path).at("reading", path)?).map_err(bad)?;
-    lock.fits(image, wanted).map_err(bad)?;
+    lock.fits(image, &wanted, &leave_out).map_err(bad)?;
     Ok(lock)
 }
 
@@ -46,7 +51,7 @@ pub fn choose(
     progress: &dyn Progress,
 ) -> Result<Lock, BuildError> {
     let recipe = &loaded.recipe;
-    let wanted = wanted(loaded, kernel);
+    let (wanted, leave_out) = wanted(loaded, kernel);
     let mirrors = match (&sources.mirrors[..], &recipe.mirrors[..]) {
         ([], []) => Mirrors::of_machine(&sources.apt),
         ([], named) | (named, _) => Mirrors::named(named),
@@ -66,10 +71,6 @@ pub fn choose(
         now: sources.now,
     };
     let found = archive::lists(cache, &lists, progress)?;
-    let mut leave_out = recipe.leave_out.clone();
-    // Of the kernel's package we take image and modules; what makes an initramfs or links is ours.
-    leave_out.extend(["kmod", "linux-base", "initramfs-tools"].map(String::from));
-    leave_out.retain(|l| !wanted.contains(l));
 
     let question = format!(
         "{} {:?}",
@@ -89,8 +90,8 @@ pub fn choose(
     };
     let packages = resolve(&wanted, &leave_out)?;
     let tools = resolve(&tools::PACKAGES.map(String::from), &[])?;
-    let lock =
-        Lock { schema: lock::SCHEMA, image: image.to_owned(), archives: found.archives, packages, tools };
+    let (schema, image) = (lock::SCHEMA, image.to_owned());
+    let lock = Lock { schema, image, wanted, leave_out, archives: found.archives, packages, tools };
     scratch::write_whole(&kept, &lock.to_bytes(), 0o644, false).at("writing", &kept)?;
     Ok(lock)
 }

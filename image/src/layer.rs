@@ -35,7 +35,7 @@ use crate::{
     progress::{Progress, Stage},
     recipe_file::Loaded,
     root::Building,
-    scratch,
+    scratch::{self, Scratch},
     tools::Tools,
     tree::Tree,
 };
@@ -51,6 +51,8 @@ const MODULES: &str = "modules.cpio";
 /// A packed layer.
 pub struct Layer {
     directory: PathBuf,
+    /// Of a layer that nobody else is to use.
+    _scratch: Option<Scratch>,
     /// Its tree; contents are not at hand.
     pub tree: Tree,
     /// What else is known of it.
@@ -89,15 +91,27 @@ fn key(loaded: &Loaded, kernel: &str, lock: &Lock) -> String {
 }
 
 impl Layer {
-    /// The layer of a recipe and a lock, from the cache or made now.
+    /// The layer of a recipe and a lock, from the cache or made now; a `fresh` one is made in any case, and not kept.
     pub fn of(
         loaded: &Loaded,
         kernel: &str,
         lock: &Lock,
         cache: &Cache,
         tools: &Tools,
+        fresh: bool,
         progress: &dyn Progress,
     ) -> Result<Layer, BuildError> {
+        let unreadable = |path: &Path| BuildError::Io {
+            doing: "reading",
+            path: path.to_owned(),
+            why: std::io::Error::other("the layer that was just written can't be read"),
+        };
+        if fresh {
+            let work = cache.scratch("layer")?;
+            make(loaded, kernel, lock, cache, tools, work.path(), progress)?;
+            let layer = Layer::open(work.path()).ok_or_else(|| unreadable(work.path()))?;
+            return Ok(Layer { _scratch: Some(work), ..layer });
+        }
         let directory = cache.directory().join("layers").join(key(loaded, kernel, lock));
         if let Some(layer) = Layer::open(&directory) {
             // The time of its last use decides which layers stay.
@@ -117,11 +131,7 @@ impl Layer {
             moved => moved.at("moving a layer to", &directory)?,
         }
         forget(&cache.directory().join("layers"));
-        Layer::open(&directory).ok_or_else(|| BuildError::Io {
-            doing: "reading",
-            path: directory.clone(),
-            why: std::io::Error::other("the layer that was just written can't be read"),
-        })
+        Layer::open(&directory).ok_or_else(|| unreadable(&directory))
     }
 
     fn open(directory: &Path) -> Option<Layer> {
@@ -132,7 +142,7 @@ impl Layer {
             let node = entry.node()?;
             tree.restore(entry.path, node);
         }
-        let layer = Layer { directory: directory.to_owned(), tree, known };
+        let layer = Layer { directory: directory.to_owned(), _scratch: None, tree, known };
         [BASE, KERNEL, MODULES].iter().all(|f| directory.join(f).is_file()).then_some(layer)
     }
 
