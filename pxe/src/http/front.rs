@@ -32,7 +32,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     runtime::Runtime,
     sync::mpsc,
-    time::timeout,
+    time::{Instant, timeout, timeout_at},
 };
 
 use super::{
@@ -124,8 +124,10 @@ async fn talk(
 ) -> io::Result<Option<(StdStream, Vec<u8>)>> {
     let mut stream = TcpStream::from_std(stream)?;
     let mut read = Vec::with_capacity(2048);
-    let mut limit = HEAD_WITHIN;
+    let mut rest = HEAD_WITHIN;
     loop {
+        // From its first byte on, a request has one deadline: a byte now and then does not keep a place.
+        let mut deadline = Instant::now() + rest;
         let (wanted, keep) = loop {
             match head(&read) {
                 Head::Image { wanted, keep, length } => {
@@ -135,9 +137,11 @@ async fn talk(
                 Head::Partial if read.len() < MAX_HEAD => {}
                 Head::Partial | Head::Other => return Ok(Some((stream.into_std()?, read))),
             }
-            match timeout(limit, stream.read_buf(&mut read)).await {
+            let begins = read.is_empty();
+            match timeout_at(deadline, stream.read_buf(&mut read)).await {
                 Ok(Ok(0)) | Err(_) => return Ok(None),
-                Ok(Ok(_)) => limit = HEAD_WITHIN,
+                Ok(Ok(_)) if begins => deadline = Instant::now() + HEAD_WITHIN,
+                Ok(Ok(_)) => {}
                 Ok(Err(e)) => return Err(e),
             }
         };
@@ -147,7 +151,7 @@ async fn talk(
             stream.shutdown().await?;
             return Ok(None);
         }
-        limit = REST;
+        rest = REST;
     }
 }
 
