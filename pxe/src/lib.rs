@@ -23,6 +23,7 @@
 
 pub mod config;
 pub mod dhcp;
+pub mod doctor;
 pub mod http;
 mod limit;
 mod plane;
