@@ -24,7 +24,7 @@ use nix::{
 use tokio::{net::UdpSocket as AsyncSocket, sync::oneshot};
 
 use crate::{
-    config::{Config, Mode},
+    config::{Config, Control, Mode},
     dhcp::{
         self,
         lease::Leases,
@@ -98,6 +98,7 @@ pub enum BindError {
 /// DHCP, TFTP and the HTTP routes of one interface.
 pub struct BootPlane {
     config: Arc<Config>,
+    control: Control,
     directory: Arc<dyn Directory>,
     journal: Arc<dyn Journal>,
     interface: u32,
@@ -159,7 +160,9 @@ impl BootPlane {
                 Some(Dhcp { port, boot_server, overheard, solicitations, arp, ledger })
             }
         };
-        Ok(BootPlane { config: Arc::new(config), directory, journal, interface, tftp, dhcp, leases })
+        let config = Arc::new(config);
+        let control = Control::new(config.clone());
+        Ok(BootPlane { config, control, directory, journal, interface, tftp, dhcp, leases })
     }
 
     /// The HTTP routes. They need the peer's address: serve them with
@@ -173,6 +176,11 @@ impl BootPlane {
     pub fn http_front(&self) -> http::Front {
         let leases = self.leases.clone();
         http::Front::new(self.config.clone(), self.directory.clone(), self.journal.clone(), leases)
+    }
+
+    /// Changes the settings while it runs.
+    pub fn control(&self) -> Control {
+        self.control.clone()
     }
 
     /// Where the caller should listen for HTTP.
@@ -190,7 +198,7 @@ impl BootPlane {
             mtu: mtu(&self.config.interface).await.unwrap_or(ETHERNET_MTU),
         };
         let tftp_socket = asynchronous(self.tftp)?;
-        let (config, directory, journal) = (self.config, self.directory, self.journal);
+        let (config, directory, journal) = (self.control, self.directory, self.journal);
         let (leases, interface) = (self.leases, self.interface);
         let (stop, stopped) = oneshot::channel::<()>();
         let (end, ended) = oneshot::channel();
