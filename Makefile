@@ -2,10 +2,11 @@
 CARGO ?= cargo
 TARGET := x86_64-unknown-linux-gnu
 PROGRAMS := target/release/programs
+TOOLS := target/tools
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test test-unit test-lab check bench bench-boot-server clean
+.PHONY: help deps build demo test test-unit test-lab check fuzz bench bench-boot-server clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -17,7 +18,7 @@ build: deps ## build everything; the command is target/release/labshift
 	$(CARGO) build --release --locked -p labshift-cli -p labshift-runtime -p labshift-rcuda
 	RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --release --locked --target $(TARGET) -p labshift-initrd -p labshift-rcuda
 	@mkdir -p $(PROGRAMS)
-	@install -m 755 target/$(TARGET)/release/init target/$(TARGET)/release/rcuda-smi \
+	@install -s -m 755 target/$(TARGET)/release/init target/$(TARGET)/release/rcuda-smi \
 	  target/release/labshift-runtime target/release/rcuda-server $(PROGRAMS)/
 
 demo: build ## play one day of a small lab in QEMU; leaves screenshots, traces and logs in target/demo
@@ -37,8 +38,16 @@ check: deps ## formatting, lints, docs, licences, and which crate may use which
 	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --release --locked --workspace --no-deps --document-private-items --quiet
 	$(CARGO) test --release --locked -q -p labshift-tests --test arrows
-	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --log-level error check licenses bans sources; \
-	  else echo 'check: cargo-deny is not installed; licences and sources were not audited'; fi
+	@[ -x $(TOOLS)/bin/cargo-deny ] || $(CARGO) install --quiet --locked --debug --root $(TOOLS) cargo-deny@0.20.2
+	$(TOOLS)/bin/cargo-deny --log-level error check licenses bans sources
+
+SECONDS ?= 30
+TARGET_NAMES = $(if $(FUZZ),$(FUZZ),$(notdir $(wildcard fuzz/corpus/*)))
+
+fuzz: deps ## search for inputs that break a parser: make fuzz [FUZZ=dhcp_server] [SECONDS=30]
+	@[ -x $(TOOLS)/bin/cargo-fuzz ] || $(CARGO) install --quiet --locked --root $(TOOLS) cargo-fuzz@0.13.2
+	@for t in $(TARGET_NAMES); do mkdir -p target/fuzz/$$t; echo "fuzz: $$t"; RUSTC_BOOTSTRAP=1 PATH=$(TOOLS)/bin:$$PATH \
+	  $(CARGO) fuzz run $$t target/fuzz/$$t fuzz/corpus/$$t -- -max_total_time=$(SECONDS) -rss_limit_mb=2048 -print_final_stats=1 || exit 1; done
 
 bench: build ## boot and mode-change figures, measured in the lab
 	$(SUDO) target/release/labshift lab bench --recipes recipes --store target/lab/store --output target/bench

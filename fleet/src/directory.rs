@@ -114,7 +114,10 @@ impl Directory for Answers {
             &machine.name,
             attempt,
         );
-        self.shared.inbox.try_send(answered).map_err(|_| "the server has too much to do; ask again".to_owned())?;
+        self.shared
+            .inbox
+            .try_send(answered)
+            .map_err(|_| "the server has too much to do; ask again".to_owned())?;
         tracing::info!(
             node = machine.name,
             attempt,

@@ -54,6 +54,14 @@ impl Known {
             _ => false,
         }
     }
+
+    /// The fallback: see [`server::report_by_datagram`].
+    fn report_by_datagram(&self) -> usize {
+        let attempt = self.answer.as_ref().map(|a| a.attempt);
+        let ports = link::ports(Path::new("/"), None);
+        let Some(port) = self.port.as_ref().or(ports.first()) else { return 0 };
+        server::report_by_datagram(self.server.as_deref(), &ports, port.mac, attempt)
+    }
 }
 
 /// Boots until there is a new root under us. Returns what the supervisor needs; reboots after too many failures.
@@ -98,9 +106,11 @@ fn recover(halt: &Halt, known: &Known, agent: &Agent, failures: u32, attempts: u
     };
     let node = known.answer.as_ref().map(|a| a.node.as_str());
     let mac = known.port.as_ref().or(link::ports(Path::new("/"), None).first()).map(|p| p.mac);
-    JOURNAL.failed(halt.stage, &halt.failure(), &halt.block(node, mac, &next));
+    JOURNAL.failed(halt.stage, &halt.failure(), Some(&halt.page(node, mac, &next)));
     if known.report(agent) {
         JOURNAL.say("recovery", "the server has the report");
+    } else if known.report_by_datagram() > 0 {
+        JOURNAL.say("recovery", "the report went out by datagram");
     }
     std::thread::sleep(Duration::from_secs(wait));
     if last {
@@ -386,6 +396,7 @@ fn wait_for_device(path: &str) -> Option<PathBuf> {
 fn enter_root() -> Result<(), Halt> {
     mount::switch_root().map_err(|why| Halt::new(Stage::RootMounted, Code::Mount, format!("{why:#}")))?;
     JOURNAL.open_consoles(Path::new("/"));
+    JOURNAL.leave_page();
     JOURNAL.reached(Stage::RootMounted, "verity, erofs, overlay; running from the new root");
     Ok(())
 }

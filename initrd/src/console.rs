@@ -11,10 +11,20 @@ use std::{
     sync::Mutex,
 };
 
+use crate::{page::Page, screen};
+
 /// The open consoles of this machine.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Consoles {
-    open: Mutex<Vec<Console>>,
+    open: Mutex<Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    sysroot: PathBuf,
+    consoles: Vec<Console>,
+    /// A page is on the screen: lines must not write over it.
+    page: bool,
 }
 
 #[derive(Debug)]
@@ -27,7 +37,7 @@ struct Console {
 impl Consoles {
     /// No console yet.
     pub const fn closed() -> Self {
-        Consoles { open: Mutex::new(Vec::new()) }
+        Consoles { open: Mutex::new(Open { sysroot: PathBuf::new(), consoles: Vec::new(), page: false }) }
     }
 
     /// Opens what the kernel uses. Call again after `/dev` or `/sys` has changed. One that can't be opened (no such serial port)
@@ -35,40 +45,86 @@ impl Consoles {
     pub fn open(&self, sysroot: &Path) {
         let active =
             std::fs::read_to_string(sysroot.join("sys/class/tty/console/active")).unwrap_or_default();
-        let mut open: Vec<_> = active.split_whitespace().filter_map(|tty| open_tty(sysroot, tty)).collect();
-        if open.is_empty() {
-            open.extend(open_tty(sysroot, "console"));
+        let mut consoles: Vec<_> =
+            active.split_whitespace().filter_map(|tty| open_tty(sysroot, tty)).collect();
+        if consoles.is_empty() {
+            consoles.extend(open_tty(sysroot, "console"));
         }
-        *self.lock() = open;
+        let mut open = self.lock();
+        open.sysroot = sysroot.to_owned();
+        open.consoles = consoles;
+    }
+
+    /// Shows a page: as a block on serial lines, over the whole of the screen. Lines do not reach the screen until
+    /// [`Consoles::leave_page`].
+    pub fn show(&self, page: &Page) {
+        let block = page.block();
+        self.write(&block.replace('\n', "\r\n"), |c| !c.is_screen());
+        let mut open = self.lock();
+        let first = !std::mem::replace(&mut open.page, true);
+        let sysroot = open.sysroot.clone();
+        drop(open);
+        // White on red, without a cursor: the text screen's page, and what lies under the framebuffer's.
+        let clear = "\x1b[0;1;37;41m\x1b[2J\x1b[H\x1b[?25l";
+        if first {
+            self.write(clear, Console::is_screen);
+        }
+        if !screen::paint(&sysroot, page).unwrap_or(false) {
+            let text = format!("{clear}{}", block.trim().replace('\n', "\r\n"));
+            self.write(&text, Console::is_screen);
+        }
+    }
+
+    /// Takes the page off the screen, if there is one.
+    pub fn leave_page(&self) {
+        let mut open = self.lock();
+        if !std::mem::take(&mut open.page) {
+            return;
+        }
+        // Nobody could be told if it failed: the screen is where it would be said.
+        let _ = screen::clear(&open.sysroot);
+        drop(open);
+        self.write("\x1b[0m\x1b[2J\x1b[H\x1b[?25h", Console::is_screen);
     }
 
     /// Writes a line everywhere.
     pub fn line(&self, line: &str) {
-        self.write(line, |_| true);
+        let page = self.lock().page;
+        self.write(&line_of(line), |c| !(page && c.is_screen()));
     }
 
     /// Writes a line to serial consoles only: what would flood the screen, and what a log collector wants.
     pub fn serial_line(&self, line: &str) {
-        self.write(line, |tty| tty.starts_with("ttyS") || tty.starts_with("ttyAMA"));
+        self.write(&line_of(line), |c| c.tty.starts_with("ttyS") || c.tty.starts_with("ttyAMA"));
     }
 
-    fn write(&self, line: &str, wanted: impl Fn(&str) -> bool) {
-        // Terminals in raw mode need the carriage return; the others do not mind it.
-        let bytes = format!("{}\r\n", line.trim_end());
-        for console in self.lock().iter_mut().filter(|c| wanted(&c.tty)) {
+    fn write(&self, text: &str, wanted: impl Fn(&Console) -> bool) {
+        for console in self.lock().consoles.iter_mut().filter(|c| wanted(c)) {
             // A session that had the terminal and ended hangs it up for everybody: opened anew, it works again.
-            if console.file.write_all(bytes.as_bytes()).is_err()
+            if console.file.write_all(text.as_bytes()).is_err()
                 && let Ok(file) = open_path(&console.path)
             {
                 console.file = file;
-                let _ = console.file.write_all(bytes.as_bytes());
+                let _ = console.file.write_all(text.as_bytes());
             }
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Console>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
         self.open.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
+}
+
+impl Console {
+    /// True for a virtual terminal: `tty0`, `tty1`.
+    fn is_screen(&self) -> bool {
+        self.tty.strip_prefix("tty").is_some_and(|n| n.starts_with(|c: char| c.is_ascii_digit()))
+    }
+}
+
+/// Terminals in raw mode need the carriage return; the others do not mind it.
+fn line_of(line: &str) -> String {
+    format!("{}\r\n", line.trim_end())
 }
 
 fn open_tty(sysroot: &Path, tty: &str) -> Option<Console> {
@@ -101,6 +157,24 @@ mod tests {
         let read = |tty: &str| std::fs::read_to_string(dir.join("dev").join(tty)).unwrap();
         assert_eq!((read("tty0"), read("ttyS0")), ("stage\r\n".into(), "stage\r\nnoise\r\n".into()));
         assert_eq!(read("console"), "");
+
+        let page = Page {
+            code: "NO-LINK".into(),
+            stage: "link",
+            sentence: "no port has a link".into(),
+            hint: "Check the cable.".into(),
+            node: "not known yet".into(),
+            mac: "unknown".into(),
+            next: "Trying again.".into(),
+        };
+        consoles.show(&page);
+        consoles.line("hidden by the page");
+        consoles.leave_page();
+        consoles.line("goes on");
+        let (screen, serial) = (read("tty0"), read("ttyS0"));
+        assert!(screen.contains("\x1b[2J") && screen.contains("NO-LINK") && !screen.contains("hidden"));
+        assert!(screen.ends_with("goes on\r\n"));
+        assert!(serial.contains("NO-LINK") && serial.contains("hidden") && !serial.contains('\x1b'));
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }

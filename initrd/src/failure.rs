@@ -1,13 +1,11 @@
 //! What can go wrong before the services run, as an admin sees it: a code to search for, a sentence, a hint.
 
-use std::fmt::Write as _;
-
 use labshift_model::{
     MacAddr,
     boot::{Failure, Stage},
 };
 
-use crate::journal::stage_name;
+use crate::{journal::stage_name, page::Page};
 
 /// Kinds of boot failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,44 +117,18 @@ impl Halt {
         }
     }
 
-    /// The block on screen and serial. `node` is the host name once the server has told it.
-    pub fn block(&self, node: Option<&str>, mac: Option<MacAddr>, next: &str) -> String {
-        let rule = "=".repeat(76);
-        let mut block = format!(
-            "\n{rule}\n  BOOT FAILED   {}   at stage {}\n\n",
-            self.code.text(),
-            stage_name(self.stage)
-        );
-        for (label, text) in [("", self.sentence.as_str()), ("", ""), ("What to do: ", self.code.hint())] {
-            for row in wrapped(&format!("{label}{text}"), 72) {
-                let _ = writeln!(block, "  {row}");
-            }
-        }
-        let mac = mac.map_or("unknown".to_owned(), |m| m.to_string());
-        let _ =
-            write!(block, "\n  Node: {}   MAC: {mac}\n  {next}\n{rule}\n", node.unwrap_or("not known yet"),);
-        block
-    }
-}
-
-/// Breaks a sentence at blanks into rows of at most `width` characters; a longer word gets a row of its own.
-fn wrapped(text: &str, width: usize) -> Vec<String> {
-    let mut rows = vec![String::new()];
-    for word in text.split_whitespace() {
-        let full = rows
-            .last()
-            .is_some_and(|r| !r.is_empty() && r.chars().count() + 1 + word.chars().count() > width);
-        if full {
-            rows.push(String::new());
-        }
-        if let Some(row) = rows.last_mut() {
-            if !row.is_empty() {
-                row.push(' ');
-            }
-            row.push_str(word);
+    /// The page that a person reads. `node` is the host name once the server has told it.
+    pub fn page(&self, node: Option<&str>, mac: Option<MacAddr>, next: &str) -> Page {
+        Page {
+            code: self.code.text().to_owned(),
+            stage: stage_name(self.stage),
+            sentence: self.sentence.clone(),
+            hint: self.code.hint().to_owned(),
+            node: node.unwrap_or("not known yet").to_owned(),
+            mac: mac.map_or_else(|| "unknown".to_owned(), |m| m.to_string()),
+            next: next.to_owned(),
         }
     }
-    rows
 }
 
 /// Seconds to wait after failure number `failures` (1 is the first): 10, 20, 40 and so on, at most 300, or what the command
@@ -168,29 +140,6 @@ pub fn backoff_seconds(failures: u32, fixed: Option<u64>) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_block_says_what_where_and_what_to_do() {
-        let halt = Halt::new(
-            Stage::RootFetched,
-            Code::RootHash,
-            "image lab generation 0123456789ab: block 17 of 300 differs from what the root hash says",
-        );
-        let block =
-            halt.block(Some("ws-01"), Some(MacAddr([0x52, 0x54, 0, 1, 2, 3])), "Trying again in 10 s.");
-        for part in [
-            "ROOT-HASH",
-            "root-fetched",
-            "block 17 of 300",
-            "ws-01",
-            "52:54:00:01:02:03",
-            "What to do",
-            "10 s",
-        ] {
-            assert!(block.contains(part), "{part} in {block}");
-        }
-        assert!(block.lines().all(|l| l.chars().count() <= 80));
-    }
 
     #[test]
     fn waits_grow_to_five_minutes() {

@@ -6,6 +6,7 @@ use std::{
     net::Ipv4Addr,
     os::unix::fs::{OpenOptionsExt, PermissionsExt, chown},
     path::Path,
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -24,6 +25,7 @@ use crate::{
     cmdline::{Cmdline, GuestIdentity},
     dhcp::Lease,
     journal::JOURNAL,
+    lease,
     link::Port,
     modules::Loader,
     netlink, process, server, sys,
@@ -37,6 +39,8 @@ const GUEST_SERVICES: &str = "/etc/labshift/services.json";
 /// What the supervisor takes over.
 #[derive(Debug)]
 pub struct Handover {
+    /// Host name of a node.
+    pub node: Option<String>,
     /// Programs to run.
     pub services: Vec<Service>,
     /// The lease to keep.
@@ -67,6 +71,19 @@ impl Reporter {
     pub fn report(&self) -> bool {
         server::report(&self.agent, &self.server, self.mac, Some(self.attempt))
     }
+}
+
+/// Reports in the background; what can't be delivered is tried again for a while.
+pub fn report(reporter: Option<Reporter>) {
+    let Some(reporter) = reporter else { return };
+    std::thread::spawn(move || {
+        for pause in [1, 5, 25, 125] {
+            if reporter.report() {
+                return;
+            }
+            std::thread::sleep(Duration::from_secs(pause));
+        }
+    });
 }
 
 /// Prepares a node's root.
@@ -102,6 +119,7 @@ pub fn for_node(
     say_failure("node.json", write_secret(Path::new(paths::NODE_CONTEXT), &json));
     name_machine(&answer.node, &machine_id(&network.mac.to_string()), &network.dns);
     Handover {
+        node: Some(answer.node.clone()),
         services: manifest.services.clone(),
         reporter: Some(Reporter {
             agent,
@@ -128,6 +146,7 @@ pub fn for_guest(cmdline: &Cmdline, found: Option<(Port, Lease)>) -> Result<Hand
     let text = fs::read_to_string(GUEST_SERVICES).with_context(|| format!("reading {GUEST_SERVICES}"))?;
     let services = serde_json::from_str(&text).with_context(|| format!("reading {GUEST_SERVICES}"))?;
     Ok(Handover {
+        node: None,
         services,
         network: network.map(|(n, _)| n),
         show_output: true,
@@ -244,6 +263,37 @@ pub fn readdress(old: &Network, lease: &Lease) -> Result<Network> {
         netlink::remove_address(old.address)?;
     }
     Ok(lease.network(&old.interface, old.mac))
+}
+
+/// Gives an address back that its server refused (RFC 2131 section 4.4.5) and asks for another, for as long as it takes. The port
+/// is the one that carries the address now, bridge or not.
+pub fn begin_anew(old: &Network, patience: Duration) -> Result<Network> {
+    let index = netlink::carrier_of(old.address)?.context("finding the port that carries the address")?;
+    let name = nix::net::if_::if_indextoname(index).context("naming the port that carries the address")?;
+    let name = name.to_string_lossy().into_owned();
+    netlink::remove_address(old.address)?;
+    let port = Port { name, index, mac: old.mac, driver: String::new() };
+    let ports = [port];
+    loop {
+        let heard = |_: &Port, what: &str| JOURNAL.say("lease", what);
+        // Asked whether there is a link or not: the packets cost nothing, and the cable may come back any moment.
+        if let Some((_, lease)) = lease::acquire(&ports, patience, |_| true, heard)? {
+            netlink::configure(index, lease.address, lease.prefix, lease.gateway)?;
+            JOURNAL.say("lease", &format!("the address is {}/{} now", lease.address, lease.prefix));
+            return Ok(lease.network(&old.interface, old.mac));
+        }
+        JOURNAL.say("lease", &format!("no DHCP server answered in {} s; asking on", patience.as_secs()));
+    }
+}
+
+/// Writes a changed network into the runtime's context: the next start of the runtime reads it.
+pub fn note_network(path: &Path, network: &Network) -> Result<()> {
+    let shown = path.display();
+    let text = fs::read(path).with_context(|| format!("reading {shown}"))?;
+    let mut context: NodeContext =
+        serde_json::from_slice(&text).with_context(|| format!("reading {shown}"))?;
+    context.network = network.clone();
+    write_secret(path, &serde_json::to_vec_pretty(&context).unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use labshift_model::{
     boot::{BootReport, Failure, Stage, StageEvent},
 };
 
-use crate::{console::Consoles, sys};
+use crate::{console::Consoles, page::Page, sys};
 
 /// Bytes of log that are kept, and the most that one report carries.
 const KEPT: usize = 64 * 1024;
@@ -82,16 +82,25 @@ impl Journal {
         self.note(stage, None, detail);
     }
 
-    /// Notes that a stage failed; prints the block that an admin reads.
-    pub fn failed(&self, stage: Stage, failure: &Failure, block: &str) {
-        for row in block.lines() {
-            self.consoles.line(row);
+    /// Notes that a stage failed; shows the page that an admin reads. It stays on the screen through the next
+    /// attempts, until [`Journal::leave_page`].
+    pub fn failed(&self, stage: Stage, failure: &Failure, page: Option<&Page>) {
+        if let Some(page) = page {
+            self.consoles.show(page);
         }
-        let at = sys::boottime_ms();
-        let mut inner = self.lock();
-        inner.keep(line(at, stage_name(stage), &format!("failed: {} {}", failure.code, failure.sentence)));
-        drop(inner);
+        let line = line(
+            sys::boottime_ms(),
+            stage_name(stage),
+            &format!("failed: {} {}", failure.code, failure.sentence),
+        );
+        self.consoles.serial_line(&line);
+        self.lock().keep(line);
         self.note(stage, Some(failure.clone()), "");
+    }
+
+    /// The page is taken off the screen; lines go there again.
+    pub fn leave_page(&self) {
+        self.consoles.leave_page();
     }
 
     fn note(&self, stage: Stage, failure: Option<Failure>, detail: &str) {

@@ -27,13 +27,22 @@ const SERVER_PORT: u16 = 67;
 
 /// A socket on port 68; bound to one network port when `port` is given, else to `address`.
 fn open(port: Option<&str>, address: Ipv4Addr) -> io::Result<UdpSocket> {
+    open_at(port, SocketAddrV4::new(address, CLIENT_PORT))
+}
+
+/// A socket that reaches everybody behind one network port, which may have no address yet.
+pub fn broadcaster(port: &str) -> io::Result<UdpSocket> {
+    open_at(Some(port), SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0))
+}
+
+fn open_at(port: Option<&str>, address: SocketAddrV4) -> io::Result<UdpSocket> {
     let fd = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     setsockopt(&fd, sockopt::ReuseAddr, &true)?;
     setsockopt(&fd, sockopt::Broadcast, &true)?;
     if let Some(port) = port {
         setsockopt(&fd, sockopt::BindToDevice, &port.into())?;
     }
-    bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &SockaddrIn::from(SocketAddrV4::new(address, CLIENT_PORT)))?;
+    bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &SockaddrIn::from(address))?;
     Ok(UdpSocket::from(fd))
 }
 

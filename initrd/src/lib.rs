@@ -11,20 +11,22 @@
 //! |---|---|
 //! | [`cmdline`] | what the kernel command line tells |
 //! | [`console`], [`journal`] | where people look; what happened |
-//! | [`failure`] | what an admin sees when it went wrong |
+//! | [`failure`], [`page`], [`screen`] | what went wrong; how it is shown; on which screen |
 //! | [`modules`], [`hotplug`] | kernel modules; devices that come later |
 //! | [`link`], [`netlink`] | ports, their addresses |
 //! | [`dhcp`], [`lease`] | the client's decisions; its sockets and clocks |
 //! | [`server`], [`fetch`], [`verity`] | the boot answer, the root, its hash tree |
 //! | [`mount`], [`handover`] | the new root; what init leaves in it |
 //! | [`boot`] | the linear run |
-//! | [`order`], [`process`], [`supervisor`], [`control`] | services |
+//! | [`order`], [`process`], [`ready`], [`supervisor`], [`control`] | services |
+//! | [`clock`] | a guest's time after a pause |
 //! | [`life`] | all of it, in order; [`plan`] says it without doing it |
 //! | [`power`], [`button`] | the end |
 //! | [`sys`] | the crate's unsafe code |
 
 pub mod boot;
 pub mod button;
+pub mod clock;
 pub mod cmdline;
 pub mod console;
 pub mod control;
@@ -41,9 +43,12 @@ pub mod modules;
 pub mod mount;
 pub mod netlink;
 pub mod order;
+pub mod page;
 pub mod plan;
 pub mod power;
 pub mod process;
+pub mod ready;
+pub mod screen;
 pub mod server;
 pub mod supervisor;
 pub mod sys;

@@ -12,7 +12,7 @@ use labshift_model::{boot::Stage, context::Network, paths};
 use tokio::sync::mpsc;
 
 use crate::{
-    boot, button, control,
+    boot, button, clock, control,
     failure::{Code, Halt},
     handover::{self, Handover},
     hotplug,
@@ -26,6 +26,9 @@ use crate::{
 
 /// Seconds between a fault of init itself and the reboot.
 const FAULT_PAUSE: Duration = Duration::from_secs(30);
+
+/// How long one round of asking for an address takes.
+const ADDRESS_PATIENCE: Duration = Duration::from_secs(75);
 
 /// Everything PID 1 does. Never returns.
 pub fn live() -> ! {
@@ -52,7 +55,11 @@ pub fn live() -> ! {
 fn give_up(halt: &Halt, handover: Option<&Handover>) -> End {
     let mac = handover.and_then(|h| h.network.as_ref()).map(|n| n.mac);
     let next = format!("The machine reboots in {} s.", FAULT_PAUSE.as_secs());
-    JOURNAL.failed(halt.stage, &halt.failure(), &halt.block(None, mac, &next));
+    JOURNAL.failed(
+        halt.stage,
+        &halt.failure(),
+        Some(&halt.page(handover.and_then(|h| h.node.as_deref()), mac, &next)),
+    );
     if let Some(reporter) = handover.and_then(|h| h.reporter.as_ref()) {
         reporter.report();
     }
@@ -75,6 +82,9 @@ fn supervise(handover: &Handover) -> Result<End> {
     if let Some(network) = handover.network.clone() {
         spawn_for_life("lease", move || keep_lease(network.clone()));
     }
+    if handover.reporter.is_none() {
+        spawn_for_life("clock", || clock::follow(Path::new("/")));
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -86,6 +96,8 @@ fn supervise(handover: &Handover) -> Result<End> {
             show_output: handover.show_output,
             sysroot: PathBuf::from("/"),
             wake: handover.reporter.as_ref().and(handover.network.as_ref()).map(|n| n.interface.clone()),
+            who: (handover.node.clone(), handover.network.as_ref().map(|n| n.mac)),
+            reporter: handover.reporter.clone(),
             arm: power::arm,
         };
         let mut supervisor = Supervisor::new(handover.services.clone(), surroundings);
@@ -98,26 +110,13 @@ fn supervise(handover: &Handover) -> Result<End> {
         let listener = control::listen(Path::new(paths::INIT_SOCKET))?;
         tokio::spawn(control::serve(listener, asking));
         let (count, reporter) = (handover.services.len(), handover.reporter.clone());
-        report(reporter.clone());
+        handover::report(reporter.clone());
         let up = move || {
             note_up(count);
-            report(reporter);
+            handover::report(reporter);
         };
         supervisor.run(requests, up).await.context("listening for the end of processes")
     })
-}
-
-/// Reports in the background; what can't be delivered is tried again for a while.
-fn report(reporter: Option<handover::Reporter>) {
-    let Some(reporter) = reporter else { return };
-    std::thread::spawn(move || {
-        for pause in [1, 5, 25, 125] {
-            if reporter.report() {
-                return;
-            }
-            std::thread::sleep(Duration::from_secs(pause));
-        }
-    });
 }
 
 /// Runs a task on a thread of its own, again and again: one that stumbles is picked up.
@@ -150,16 +149,22 @@ fn keep_lease(mut network: Network) {
         match renewal {
             Ok(Renewal::Extended(lease)) => {
                 match handover::readdress(&network, &lease) {
-                    Ok(renewed) => network = renewed,
+                    Ok(renewed) if renewed != network => {
+                        network = renewed;
+                        note_network(&network);
+                    }
+                    Ok(_) => {}
                     Err(why) => JOURNAL.say("lease", &format!("{why:#}")),
                 }
                 since = Instant::now();
             }
             Ok(Renewal::Refused) => {
-                JOURNAL.say(
-                    "lease",
-                    &format!("the server refuses {}; it is kept until a reboot", network.address),
-                );
+                JOURNAL.say("lease", &format!("the server takes {} back", network.address));
+                match handover::begin_anew(&network, ADDRESS_PATIENCE) {
+                    Ok(anew) => network = anew,
+                    Err(why) => JOURNAL.say("lease", &format!("{why:#}")),
+                }
+                note_network(&network);
                 since = Instant::now();
             }
             Ok(Renewal::Silence) => pause_between_tries(&network),
@@ -168,6 +173,16 @@ fn keep_lease(mut network: Network) {
                 pause_between_tries(&network);
             }
         }
+    }
+}
+
+/// A guest has no runtime and no context.
+fn note_network(network: &Network) {
+    let context = Path::new(paths::NODE_CONTEXT);
+    if context.exists()
+        && let Err(why) = handover::note_network(context, network)
+    {
+        JOURNAL.say("lease", &format!("{why:#}"));
     }
 }
 

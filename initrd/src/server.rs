@@ -1,7 +1,11 @@
 //! The labshift server as init sees it: the boot answer, and reports. HTTP without TLS: the answer is believed for what its
 //! signature covers, and the rest (name, token) is worth no more than the network it came over.
 
-use std::{io::Read, time::Duration};
+use std::{
+    io::Read,
+    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
+    time::Duration,
+};
 
 use labshift_model::{
     MacAddr,
@@ -14,6 +18,8 @@ use ureq::{Agent, http::StatusCode};
 use crate::{
     failure::{Code, Halt},
     journal::JOURNAL,
+    lease,
+    link::Port,
 };
 
 /// Largest answer that is read, in bytes.
@@ -101,6 +107,44 @@ pub fn report(agent: &Agent, server: &str, mac: MacAddr, attempt: Option<u64>) -
     delivered
 }
 
+/// Most bytes of a report in a datagram: it must arrive in one piece.
+const DATAGRAM: usize = 1200;
+
+/// The fallback when the server does not take reports over HTTP, or is not known yet: what matters most, in one datagram to the
+/// server, or to everybody on the segment. Nobody acknowledges it. Returns how many were sent.
+pub fn report_by_datagram(server: Option<&str>, ports: &[Port], mac: MacAddr, attempt: Option<u64>) -> usize {
+    let (report, _) = JOURNAL.report(mac, attempt);
+    let bytes = datagram(report);
+    let known = server.and_then(|s| s.strip_prefix("http://")).and_then(|a| a.parse::<SocketAddrV4>().ok());
+    if let Some(address) = known {
+        let sent = UdpSocket::bind("0.0.0.0:0").and_then(|socket| socket.send_to(&bytes, address));
+        return usize::from(sent.is_ok());
+    }
+    let everybody = SocketAddrV4::new(Ipv4Addr::BROADCAST, paths::HTTP_PORT);
+    let sent = ports.iter().filter(|port| {
+        let socket = lease::broadcaster(&port.name);
+        socket.and_then(|socket| socket.send_to(&bytes, everybody)).is_ok()
+    });
+    sent.count()
+}
+
+/// A report that fits a datagram: the last failure, and as many of the last lines of the log as there is room for.
+fn datagram(full: BootReport) -> Vec<u8> {
+    let failure = full.stages.iter().rev().find(|s| s.failure.is_some()).cloned();
+    let mut report = BootReport { stages: failure.into_iter().collect(), log: String::new(), ..full };
+    let mut bytes = serde_json::to_vec(&report).unwrap_or_default();
+    for line in full.log.lines().rev() {
+        let log = format!("{line}\n{}", report.log);
+        let longer = BootReport { log, ..report.clone() };
+        let candidate = serde_json::to_vec(&longer).unwrap_or_default();
+        if candidate.len() > DATAGRAM {
+            break;
+        }
+        (report, bytes) = (longer, candidate);
+    }
+    bytes
+}
+
 fn send(agent: &Agent, server: &str, report: &BootReport) -> bool {
     let url = format!("{server}{}", paths::BOOT_REPORT);
     let sent =
@@ -152,6 +196,23 @@ mod tests {
         let halt = verify(&answer, "# no keys\n", None).unwrap_err();
         assert_eq!(halt.code, Code::Manifest);
         assert!(halt.sentence.contains("image lab generation") && halt.sentence.contains("does not trust"));
+    }
+
+    #[test]
+    fn a_datagram_holds_the_failure_and_the_end_of_the_log() {
+        use labshift_model::boot::{Failure, StageEvent};
+        let stage = |stage, failure| StageEvent { stage, at_ms: 1, failure, detail: String::new() };
+        let failure = Failure { code: "NO-SERVER".into(), sentence: "silent".into(), hint: "look".into() };
+        let log: String = (0..2_000).map(|i| format!("line {i} \"quoted\"\n")).collect();
+        let stages =
+            vec![stage(Stage::Init, None), stage(Stage::Manifest, Some(failure)), stage(Stage::Link, None)];
+        let bytes = datagram(BootReport { mac: MacAddr([2; 6]), attempt: None, stages, log });
+        assert!(bytes.len() <= DATAGRAM && bytes.len() > DATAGRAM - 100, "{}", bytes.len());
+        let report: BootReport = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!(report.stages.len(), 1);
+        assert!(report.stages[0].failure.as_ref().is_some_and(|f| f.code == "NO-SERVER"));
+        assert!(report.log.ends_with("line 1999 \"quoted\"\n") && report.log.starts_with("line 19"));
+        assert_eq!(JOURNAL.report(MacAddr([2; 6]), None).0.mac, MacAddr([2; 6]));
     }
 
     #[test]

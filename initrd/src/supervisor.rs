@@ -15,6 +15,7 @@ use std::{
 };
 
 use labshift_model::{
+    MacAddr,
     boot::Stage,
     context::{InitReply, InitRequest, ServiceStatus},
     service::{Restart, Service},
@@ -34,16 +35,21 @@ use tokio::{
 
 use crate::{
     control::Asked,
+    failure::{Code, Halt},
+    handover::{self, Reporter},
     journal::JOURNAL,
     order::{self, Phase},
     power::End,
     process::{self, Cgroups},
+    ready,
 };
 
 /// Time between SIGTERM and SIGKILL for one service.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 /// A service that ran this long has recovered.
 const RECOVERED: Duration = Duration::from_secs(60);
+/// Ends in a row that are told as a failure.
+const LOOP: u32 = 5;
 /// Lines of output longer than this are cut.
 const LONGEST_LINE: usize = 4096;
 
@@ -71,6 +77,10 @@ pub struct Surroundings {
     pub sysroot: PathBuf,
     /// Port to arm when the button is pressed; none in a guest.
     pub wake: Option<String>,
+    /// Name and hardware address of this machine, for the page of a failure.
+    pub who: (Option<String>, Option<MacAddr>),
+    /// Where failures are told.
+    pub reporter: Option<Reporter>,
     /// Arms Wake-on-LAN on a port and names the ports that were armed.
     pub arm: fn(&Path, &str) -> anyhow::Result<Vec<String>>,
 }
@@ -83,6 +93,8 @@ struct State {
     restarts: u32,
     in_a_row: u32,
     last_exit: Option<String>,
+    /// Waits for the ready path of the run under way.
+    watch: Option<tokio::task::JoinHandle<()>>,
 }
 
 /// The services and their states.
@@ -107,6 +119,7 @@ impl Supervisor {
             restarts: 0,
             in_a_row: 0,
             last_exit: None,
+            watch: None,
         };
         let (events, inbox) = mpsc::unbounded_channel();
         let states = services.iter().map(fresh).collect();
@@ -211,6 +224,11 @@ impl Supervisor {
     fn start(&mut self, i: usize) {
         let service = &self.services[i];
         self.states[i].since = Instant::now();
+        let ready = service.ready.as_ref().map(|p| self.surroundings.sysroot.join(p.trim_start_matches('/')));
+        if let Some(path) = &ready {
+            // What an earlier run left says nothing about this one.
+            let _ = std::fs::remove_file(path);
+        }
         match process::start(service, &self.surroundings.cgroups) {
             Ok(started) => {
                 JOURNAL.say("service", &format!("{} started, pid {}", service.name, started.pid));
@@ -220,10 +238,10 @@ impl Supervisor {
                     let show = self.surroundings.show_output;
                     tokio::spawn(carry_output(service.name.clone(), output, show));
                 }
-                match &service.ready {
+                match ready {
                     Some(path) => {
-                        let path = self.surroundings.sysroot.join(path.trim_start_matches('/'));
-                        tokio::spawn(wait_ready(path, i, started.pid, self.events.clone()));
+                        let watch = wait_ready(path, i, started.pid, self.events.clone());
+                        self.states[i].watch = Some(tokio::spawn(watch));
                     }
                     None if service.restart == Restart::Never => {}
                     None => self.rise(i),
@@ -245,14 +263,21 @@ impl Supervisor {
                 JOURNAL.say("service", &format!("{} ready", self.services[i].name));
             }
         }
-        self.all_up = self.all_up || self.states.iter().all(|s| s.phase == Phase::Up);
+        if !self.all_up && self.states.iter().all(|s| s.phase == Phase::Up) {
+            self.all_up = true;
+            JOURNAL.leave_page();
+        }
     }
 
     /// A service ended; decides whether it starts again.
     fn fall(&mut self, i: usize, success: bool) {
+        self.tell_of_a_loop(i);
         let state = &mut self.states[i];
         state.pid = None;
         state.phase = Phase::Down;
+        if let Some(watch) = state.watch.take() {
+            watch.abort();
+        }
         let restart = self.services[i].restart;
         if restart == Restart::Never && success {
             return self.rise(i);
@@ -269,6 +294,26 @@ impl Supervisor {
             tokio::time::sleep(pause).await;
             let _ = events.send(Event::StartAgain(i));
         });
+    }
+
+    /// A service that ends again and again is a failed boot: told once per row of failures. While the machine has never been ready
+    /// the page is shown; later the screen belongs to whoever works at it.
+    fn tell_of_a_loop(&self, i: usize) {
+        let state = &self.states[i];
+        if self.stopping || state.in_a_row + 1 != LOOP {
+            return;
+        }
+        let sentence = format!(
+            "service {} ended {LOOP} times in a row, the last time: {}",
+            self.services[i].name,
+            state.last_exit.as_deref().unwrap_or("unknown")
+        );
+        let halt = Halt::new(Stage::Services, Code::Services, sentence);
+        let (node, mac) = &self.surroundings.who;
+        let next = "It is started again and again, at least every 30 s.";
+        let page = (!self.all_up).then(|| halt.page(node.as_deref(), *mac, next));
+        JOURNAL.failed(halt.stage, &halt.failure(), page.as_ref());
+        handover::report(self.surroundings.reporter.clone());
     }
 
     /// Takes in every child that has ended, ours or an orphan of somebody's.
@@ -338,14 +383,12 @@ fn reap_one(pid: Option<u32>) -> Option<(u32, (bool, String))> {
     }
 }
 
-/// Looks for a ready path, at first often, then every second.
+/// Tells when a ready path has appeared.
 async fn wait_ready(path: PathBuf, service: usize, pid: u32, events: mpsc::UnboundedSender<Event>) {
-    let mut pause = Duration::from_millis(10);
-    while tokio::fs::symlink_metadata(&path).await.is_err() {
-        tokio::time::sleep(pause).await;
-        pause = (pause * 5 / 4).min(Duration::from_secs(1));
+    match ready::appears(&path).await {
+        Ok(()) => drop(events.send(Event::Ready(service, pid))),
+        Err(why) => JOURNAL.say("service", &format!("can't wait for {}: {why}", path.display())),
     }
-    let _ = events.send(Event::Ready(service, pid));
 }
 
 /// Carries a service's output into the journal, line by line, until its last holder closes it.

@@ -47,6 +47,8 @@ fn surroundings(scratch: &Scratch, arm: fn(&Path, &str) -> anyhow::Result<Vec<St
         show_output: false,
         sysroot: scratch.0.clone(),
         wake: None,
+        who: (None, None),
+        reporter: None,
         arm,
     }
 }
@@ -91,7 +93,7 @@ async fn services_start_in_order_restart_answer_and_stop_in_reverse() {
         shell(
             "early",
             &format!(
-                "echo early $WORD >> {at}/log; trap 'echo early-end >> {at}/log; exit 0' TERM; touch {at}/sock; while :; do sleep 0.05; done"
+                "[ ! -e {at}/sock ] || echo stale >> {at}/log; echo early $WORD >> {at}/log; trap 'echo early-end >> {at}/log; exit 0' TERM; touch {at}/sock; while :; do sleep 0.05; done"
             ),
             &[],
             Restart::Always,
@@ -107,6 +109,8 @@ async fn services_start_in_order_restart_answer_and_stop_in_reverse() {
         shell("crash", &format!("echo crash >> {at}/log; exit 3"), &[], Restart::OnFailure, None),
     ];
     order::check(&services).unwrap();
+    // Left by an earlier run: it must not make "early" ready.
+    fs::write(scratch.0.join("sock"), "").unwrap();
     let socket = scratch.0.join("init.sock");
     let listener = control::listen(&socket).unwrap();
     assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
@@ -120,6 +124,7 @@ async fn services_start_in_order_restart_answer_and_stop_in_reverse() {
     let local = tokio::spawn(async move { supervisor.run(requests, || ()).await.unwrap() });
 
     let text = until(&log, |t| t.contains("late\n") && t.matches("crash").count() >= 2).await;
+    assert!(!text.contains("stale"), "{text}");
     let at_line = |word: &str| text.lines().position(|l| l.starts_with(word)).unwrap();
     assert!(at_line("early hello") < at_line("once") && at_line("once") < at_line("late"), "{text}");
 
@@ -155,6 +160,38 @@ async fn the_button_ends_it_and_a_program_that_is_not_there_is_named() {
     supervisor.events().send(Event::Button).unwrap();
     assert_eq!(supervisor.run(requests, || ()).await.unwrap(), End::PowerOff { wake: vec![] });
     assert!(supervisor.statuses()[0].last_exit.as_deref().unwrap().contains("/nowhere/program"));
-    let (BootReport { log, .. }, _) = JOURNAL.report(labshift_model::MacAddr([2; 6]), None);
+    let (BootReport { log, .. }, _) = JOURNAL.report(MacAddr([2; 6]), None);
     assert!(log.contains("power button"));
+}
+
+#[tokio::test]
+async fn a_service_that_ends_again_and_again_is_a_failure_that_is_told_once() {
+    let scratch = Scratch::new("loop");
+    let services = vec![shell("looping-service", "exit 4", &[], Restart::Always, None)];
+    let mut supervisor = Supervisor::new(services, surroundings(&scratch, |_, _| Ok(vec![])));
+    let (_asking, requests) = mpsc::channel(1);
+    let events = supervisor.events();
+    let running = tokio::spawn(async move { supervisor.run(requests, || ()).await.unwrap() });
+    let told = || {
+        let stages = JOURNAL.stages();
+        let ours = stages
+            .iter()
+            .filter_map(|s| s.failure.clone())
+            .filter(|f| f.sentence.contains("looping-service"));
+        ours.collect::<Vec<_>>()
+    };
+    let hang_guard = Instant::now();
+    while told().is_empty() {
+        assert!(hang_guard.elapsed() < Duration::from_secs(120));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    events.send(Event::Button).unwrap();
+    running.await.unwrap();
+    let told = told();
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0].code, "SERVICES");
+    assert!(
+        told[0].sentence.contains("ended 5 times in a row") && told[0].sentence.contains("exit code 4"),
+        "{told:?}"
+    );
 }

@@ -5,7 +5,7 @@ pub const HTTP_PORT: u16 = 8080;
 
 /// `GET ?mac=..&uuid=..` → [`crate::boot::BootAnswer`].
 pub const BOOT_ANSWER: &str = "/v1/boot/answer";
-/// `POST` a [`crate::boot::BootReport`].
+/// `POST` a [`crate::boot::BootReport`]. When HTTP fails, init sends a short one as a single datagram to the same port of UDP.
 pub const BOOT_REPORT: &str = "/v1/boot/report";
 /// `GET ?mac=..` → the iPXE script of one machine.
 pub const IPXE_SCRIPT: &str = "/boot/script.ipxe";

@@ -103,6 +103,7 @@ pub struct BootPlane {
     journal: Arc<dyn Journal>,
     interface: u32,
     tftp: UdpSocket,
+    reports: UdpSocket,
     dhcp: Option<Dhcp>,
     leases: Table,
 }
@@ -134,6 +135,7 @@ impl BootPlane {
             return Err(BindError::NoAddress { address, prefix, interface: config.interface });
         }
         let tftp = open(&config, config.server_address, TFTP_PORT, false)?;
+        let reports = open(&config, Ipv4Addr::UNSPECIFIED, config.http_port, false)?;
         let leases = Table::default();
         let dhcp = match config.mode {
             Mode::Off => None,
@@ -162,7 +164,7 @@ impl BootPlane {
         };
         let config = Arc::new(config);
         let control = Control::new(config.clone());
-        Ok(BootPlane { config, control, directory, journal, interface, tftp, dhcp, leases })
+        Ok(BootPlane { config, control, directory, journal, interface, tftp, reports, dhcp, leases })
     }
 
     /// The HTTP routes. They need the peer's address: serve them with
@@ -188,7 +190,8 @@ impl BootPlane {
         (self.config.server_address, self.config.http_port).into()
     }
 
-    /// Answers DHCP and TFTP until `shutdown` completes; then open transfers end. Fails when a socket does.
+    /// Answers DHCP and TFTP, and hears reports by datagram, until `shutdown` completes; then open transfers end. Fails when a
+    /// socket does.
     ///
     /// DHCP has a thread to itself: a room that wakes at once is answered whatever else the server is busy with.
     pub async fn serve(self, shutdown: impl Future<Output = ()> + Send) -> io::Result<()> {
@@ -198,6 +201,7 @@ impl BootPlane {
             mtu: mtu(&self.config.interface).await.unwrap_or(ETHERNET_MTU),
         };
         let tftp_socket = asynchronous(self.tftp)?;
+        let reports = http::report::hear_datagrams(asynchronous(self.reports)?, self.journal.clone());
         let (config, directory, journal) = (self.control, self.directory, self.journal);
         let (leases, interface) = (self.leases, self.interface);
         let (stop, stopped) = oneshot::channel::<()>();
@@ -241,6 +245,7 @@ impl BootPlane {
         let abort = AbortOnDrop(tftp.abort_handle());
         let result = tokio::select! {
             ended = tftp => ended.map_err(io::Error::other)?,
+            ended = reports => ended,
             ended = ended, if dhcp => ended.unwrap_or_else(|_| Err(io::Error::other("the DHCP thread broke down"))),
             () = shutdown => Ok(()),
         };

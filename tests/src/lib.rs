@@ -13,7 +13,9 @@ use std::{
 };
 
 use labshift_fleet::client::Client;
+use labshift_lab::screen::{Letters, Picture};
 use labshift_model::api::{FleetStatus, NodeView};
+use noto_sans_mono_bitmap::{FontWeight, RasterHeight, get_raster, get_raster_width};
 
 /// Only against hanging for ever: machines without KVM on two busy cores are slow.
 pub const GUARD: Duration = Duration::from_secs(15 * 60);
@@ -135,10 +137,37 @@ impl TestLab {
         node(&status, name).cloned().expect("it was there")
     }
 
+    /// Ends the command as the kernel ends one: it can do nothing about it. Returns the lab's processes of that moment.
+    pub fn kill(&mut self) -> Vec<(u32, String)> {
+        let processes = descendants(self.child.id());
+        self.child.kill().expect("killing labshift lab up");
+        self.child.wait().expect("waiting for its end");
+        processes
+    }
+
     /// What a workstation wrote on its serial line so far.
     pub fn serial(&self, machine: &str) -> String {
         let bytes = fs::read(self.path(&format!("{machine}.serial.log"))).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Waits until a workstation's screen shows all these texts in these letters; pictures are taken until it does.
+    #[track_caller]
+    pub fn reads(&self, machine: &str, name: &str, letters: &Letters, texts: &[&str]) -> Picture {
+        let begin = std::time::Instant::now();
+        loop {
+            let file = self.screenshot(machine, name);
+            let picture = Picture::read(&file).expect("reading the screen");
+            let missing: Vec<_> = texts.iter().filter(|t| picture.find(t, letters).is_none()).collect();
+            if missing.is_empty() {
+                return picture;
+            }
+            assert!(
+                begin.elapsed() < GUARD,
+                "{machine}'s screen does not show {missing:?}: {}",
+                file.display()
+            );
+        }
     }
 
     /// The workstation's screen.
@@ -147,6 +176,54 @@ impl TestLab {
         self.lab(&["screenshot", machine, &file.display().to_string()]);
         file
     }
+}
+
+/// The letters of a text screen, from the firmware of the lab's display card.
+pub fn text_screen_letters() -> Letters {
+    let rom = ["/usr/share/seabios/vgabios-virtio.bin", "/usr/share/qemu/vgabios-virtio.bin"];
+    let rom = rom.iter().find_map(|file| fs::read(file).ok()).expect("reading the display card's firmware");
+    Letters::of_vga_bios(&rom).expect("finding its font")
+}
+
+/// The letters of the page that init paints on a graphics screen.
+pub fn page_letters() -> Letters {
+    let (weight, height) = (FontWeight::Bold, RasterHeight::Size32);
+    Letters::new(get_raster_width(weight, height), height.val(), |c| {
+        get_raster(c, weight, height).map(|r| r.pixels().to_vec()).expect("a shape for every letter")
+    })
+}
+
+/// Processes that a process has started, and those that they have: id and command.
+fn descendants(ancestor: u32) -> Vec<(u32, String)> {
+    let mut parents = vec![];
+    for entry in fs::read_dir("/proc").expect("reading /proc").flatten() {
+        let Ok(id) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
+        // `ID (COMMAND) STATE PARENT ...`; a process may end while it is looked at.
+        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
+        let Some((head, tail)) = stat.rsplit_once(") ") else { continue };
+        let command = head.split_once('(').map_or("", |(_, command)| command).to_owned();
+        let parent = tail.split(' ').nth(1).and_then(|p| p.parse::<u32>().ok());
+        parents.extend(parent.map(|parent| (id, parent, command)));
+    }
+    let mut found: Vec<(u32, String)> = vec![];
+    let mut wanted = vec![ancestor];
+    while let Some(one) = wanted.pop() {
+        for (id, _, command) in parents.iter().filter(|(_, parent, _)| *parent == one) {
+            found.push((*id, command.clone()));
+            wanted.push(*id);
+        }
+    }
+    found
+}
+
+/// Waits until a process that is not ours has ended.
+pub fn wait_for_end_of(process: u32) {
+    let guard = GUARD.as_secs().to_string();
+    let status = Command::new("timeout")
+        .args([&guard, "tail", &format!("--pid={process}"), "-f", "/dev/null"])
+        .status()
+        .expect("starting tail");
+    assert!(status.success(), "process {process} still runs");
 }
 
 /// A node of a status.

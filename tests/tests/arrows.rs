@@ -29,6 +29,18 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
                 "labshift-lab",
             ],
         ),
+        (
+            "labshift-fuzz",
+            vec![
+                "labshift-model",
+                "labshift-image",
+                "labshift-initrd",
+                "labshift-pxe",
+                "labshift-rcuda",
+                "labshift-runtime",
+                "labshift-lab",
+            ],
+        ),
         ("labshift-tests", vec!["labshift-model", "labshift-lab", "labshift-fleet"]),
     ])
 }

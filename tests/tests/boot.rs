@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use labshift_tests::{TestLab, root, store};
+use labshift_tests::{TestLab, page_letters, root, store, text_screen_letters, wait_for_end_of};
 
 const SITE: &str = include_str!("../../cli/src/lab/site.toml");
 const MORNING: &str = "manual:2026-11-23T07:40:00";
@@ -32,7 +32,8 @@ fn a_machine_wakes_to_its_own_packet_only() {
     lab.lab(&["wait", "ws2", "magic-packet-ignored", "not armed"]);
 }
 
-/// One flipped byte in the root: the node refuses the image, and says which on serial and at the server.
+/// One flipped byte in the root: the nodes, one with a text screen and one with a graphics screen, refuse the image, and say
+/// which on the screen, on serial and at the server.
 #[test]
 fn a_flipped_byte_is_refused_by_name() {
     let damaged = root().join("target/test-lab/damaged-store");
@@ -45,20 +46,39 @@ fn a_flipped_byte_is_refused_by_name() {
     file.read_exact_at(&mut byte, 20_000_000).expect("reading a byte");
     file.write_all_at(&[byte[0] ^ 1], 20_000_000).expect("flipping a bit");
 
-    let lab = TestLab::up("flipped", &damaged, SITE, MORNING, &[]);
+    let lab = TestLab::up("flipped", &damaged, SITE, MORNING, &["--firmware", "ws2=uefi"]);
     lab.lab(&["wake", "ws1"]);
-    lab.wait_node("ws1", "to have its failure at the server", |n| {
-        let failure = n.boot.as_ref().and_then(|b| b.failure.as_ref());
-        failure.is_some_and(|f| {
-            f.code == "ROOT-HASH" && f.sentence.contains("lab") && f.sentence.contains(&generation[..12])
-        })
-    });
-    let serial = lab.serial("ws1");
-    assert!(serial.contains("ROOT-HASH") && serial.contains(&generation[..12]), "{serial}");
-    assert!(!serial.contains("root-mounted"), "a damaged root was mounted");
-    let screen =
-        labshift_lab::screen::Picture::read(&lab.screenshot("ws1", "refused")).expect("reading the screen");
-    assert!(screen.share_of([0, 0, 0], 8) < 0.999, "the screen is black");
+    lab.lab(&["wake", "ws2"]);
+    let image = format!("image lab generation {}", &generation[..12]);
+    for (name, mac, letters) in
+        [("ws1", "52:54:00:77:00:01", text_screen_letters()), ("ws2", "52:54:00:77:00:02", page_letters())]
+    {
+        lab.wait_node(name, "to have its failure at the server", |n| {
+            let failure = n.boot.as_ref().and_then(|b| b.failure.as_ref());
+            failure.is_some_and(|f| f.code == "ROOT-HASH" && f.sentence.contains(&image))
+        });
+        let serial = lab.serial(name);
+        assert!(serial.contains("ROOT-HASH") && serial.contains(&image), "{serial}");
+        assert!(!serial.contains("root-mounted"), "a damaged root was mounted");
+        let texts = ["ROOT-HASH", &image, "What to do: ", mac, &format!("Node: {name} ")];
+        let picture = lab.reads(name, &format!("{name}-refused"), &letters, &texts);
+        assert!(picture.find("ROOT-HUSH", &letters).is_none(), "the reader finds what is not there");
+    }
+}
+
+/// Whatever ends a lab, nothing of it stays, and the next one finds its place free.
+#[test]
+fn a_killed_lab_leaves_nothing() {
+    let mut lab = TestLab::up("killed", store(), SITE, MORNING, &[]);
+    lab.lab(&["press", "ws1"]);
+    lab.lab(&["wait", "ws1", "powered-on", ""]);
+    let processes = lab.kill();
+    for part in ["qemu-system", "labshift"] {
+        assert!(processes.iter().any(|(_, command)| command.starts_with(part)), "no {part}: {processes:?}");
+    }
+    processes.iter().for_each(|(id, _)| wait_for_end_of(*id));
+    drop(lab);
+    TestLab::up("killed", store(), SITE, MORNING, &[]);
 }
 
 fn copy(from: &Path, to: &Path) {

@@ -11,11 +11,17 @@
 //!
 //! Nothing here is told to a machine directly: the clock moves, and the schedule does the rest.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use labshift_fleet::client::Client;
-use labshift_model::api::{FleetStatus, GuestPhase, GuestView, NodeState, NodeView};
+use labshift_model::{
+    api::{FleetStatus, GuestPhase, GuestView, NodeState, NodeView},
+    node::CompletedTransition,
+};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -33,6 +39,8 @@ pub struct Step {
     pub what: String,
     /// Real milliseconds it took.
     pub took_ms: u64,
+    /// Mode changes that the machines completed, by machine.
+    pub changes: Vec<(String, CompletedTransition)>,
 }
 
 /// What the scenario needs of the lab around it.
@@ -47,7 +55,7 @@ pub trait Stage {
 
 /// Plays the day; returns its timeline.
 pub fn play(client: &Client, stage: &mut dyn Stage) -> Result<Vec<Step>> {
-    let mut day = Day { client, stage, steps: vec![] };
+    let mut day = Day { client, stage, steps: vec![], known: BTreeMap::new() };
     day.play()?;
     Ok(day.steps)
 }
@@ -56,6 +64,8 @@ struct Day<'a> {
     client: &'a Client,
     stage: &'a mut dyn Stage,
     steps: Vec<Step>,
+    /// Mode changes that were told with an earlier step, by machine.
+    known: BTreeMap<String, Vec<CompletedTransition>>,
 }
 
 impl Day<'_> {
@@ -150,10 +160,23 @@ impl Day<'_> {
             name: name.to_owned(),
             what: what.to_owned(),
             took_ms: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
+            changes: self.new_changes()?,
         };
         self.stage.say(&step);
         self.steps.push(step);
         Ok(result)
+    }
+
+    /// Mode changes completed since the last step. A machine that has rebooted begins a new list.
+    fn new_changes(&mut self) -> Result<Vec<(String, CompletedTransition)>> {
+        let mut new = vec![];
+        for node in self.client.status()?.nodes {
+            let known = self.known.get(&node.name).map_or(&[][..], Vec::as_slice);
+            let fresh = node.completed.strip_prefix(known).unwrap_or(&node.completed);
+            new.extend(fresh.iter().map(|change| (node.name.clone(), change.clone())));
+            self.known.insert(node.name, node.completed);
+        }
+        Ok(new)
     }
 
     fn clock(&self, local: &str) -> Result<()> {

@@ -1,7 +1,8 @@
 //! `labshift lab up`: from a site file to a running lab.
 //!
-//! The command runs twice. Outside, it takes the dashboard's port on this machine, makes the namespaces, and starts
-//! itself again with `--inside`; that second one is the lab's first process and runs everything.
+//! The command runs three times. Outside, it takes the dashboard's port on this machine, makes the namespaces, and starts
+//! itself again with `--inside`; that second one is the lab's first process, which takes in orphans; it starts the third, which
+//! runs everything.
 
 use std::{
     fs,
@@ -11,8 +12,8 @@ use std::{
     process::Stdio,
 };
 
-use anyhow::{Context, Result, bail};
-use labshift_lab::{Firmware, Hardware, Plan, SERVER_INTERFACE, namespace};
+use anyhow::{Context, Result, bail, ensure};
+use labshift_lab::{Firmware, Hardware, LabClient, Plan, SERVER_INTERFACE, namespace};
 use nix::{
     sys::signal::{SigSet, Signal, kill},
     unistd::Pid,
@@ -23,7 +24,17 @@ use crate::{args::LabUp, site};
 
 /// Runs a lab until Ctrl-C.
 pub fn run(arguments: LabUp) -> Result<()> {
-    if arguments.inside { inside(&arguments) } else { outside(&arguments) }
+    match (arguments.inside, std::process::id()) {
+        (false, _) => outside(&arguments),
+        // The namespace's first process takes in orphans and does nothing else; the lab is its child.
+        (true, 1) => {
+            namespace::settle()?;
+            let mut lab = namespace::this_program();
+            lab.args(std::env::args_os().skip(1));
+            std::process::exit(namespace::tend(lab)?);
+        }
+        (true, _) => inside(&arguments),
+    }
 }
 
 fn outside(arguments: &LabUp) -> Result<()> {
@@ -36,6 +47,11 @@ fn outside(arguments: &LabUp) -> Result<()> {
     if !arguments.store.is_dir() {
         bail!("no image store at {}; `labshift image build` makes one", arguments.store.display());
     }
+    ensure!(
+        !LabClient::new(&arguments.output).is_up(),
+        "a lab runs in {dir} already; end it with `labshift lab stop --output {dir}`, or choose another --output",
+        dir = arguments.output.display()
+    );
     fs::create_dir_all(&arguments.output)
         .with_context(|| format!("making {}", arguments.output.display()))?;
     let dashboard = TcpListener::bind(arguments.dashboard).with_context(|| {

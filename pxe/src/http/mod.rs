@@ -7,7 +7,7 @@ mod file;
 mod front;
 mod owner;
 mod range;
-mod report;
+pub(crate) mod report;
 mod request;
 
 use std::{net::IpAddr, sync::Arc};
@@ -35,6 +35,11 @@ use crate::{
 const WRITES: Rate = Rate { burst: 40.0, each_second: 4.0 };
 /// Largest boot report.
 const MAX_REPORT: usize = 256 * 1024;
+
+/// Allows each address so many writes.
+fn write_limiter() -> Limiter<IpAddr> {
+    Limiter::new(WRITES, IpAddr::from([0, 0, 0, 0]))
+}
 
 /// What the handlers share.
 #[derive(Clone)]
@@ -64,7 +69,7 @@ impl Context {
         journal: Arc<dyn Journal>,
         leases: Table,
     ) -> Self {
-        let limiter = Arc::new(Limiter::new(WRITES, IpAddr::from([0, 0, 0, 0])));
+        let limiter = Arc::new(write_limiter());
         Context { config, directory, journal, leases, limiter }
     }
 
