@@ -42,6 +42,8 @@ pub enum Command {
     /// Check a site file and see its schedule.
     #[command(subcommand)]
     Site(Site),
+    /// Find out why machines do not boot: watches a network, or reads a capture.
+    Doctor(Doctor),
     /// Look at and steer workstations.
     #[command(subcommand)]
     Node(Node),
@@ -103,6 +105,21 @@ pub struct Serve {
     pub clock: String,
 }
 
+/// `doctor`.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("source").required(true))]
+pub struct Doctor {
+    /// Capture to read (pcap or pcapng, as tcpdump and Wireshark write them).
+    #[arg(group = "source", value_name = "CAPTURE")]
+    pub capture: Option<PathBuf>,
+    /// Network interface to watch; needs root or CAP_NET_RAW. The server's own, or one that a switch mirrors to.
+    #[arg(long, group = "source")]
+    pub interface: Option<String>,
+    /// Stop watching after so many seconds; at Ctrl-C when absent.
+    #[arg(long, requires = "interface")]
+    pub seconds: Option<u64>,
+}
+
 /// DHCP modes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum DhcpMode {
@@ -110,8 +127,21 @@ pub enum DhcpMode {
     Authoritative,
     /// Adds boot information beside another server.
     Proxy,
-    /// Gives no answers.
+    /// Gives no answers; prints what the other server needs.
     Off,
+}
+
+/// DHCP servers that others run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Elsewhere {
+    /// dnsmasq.
+    Dnsmasq,
+    /// ISC dhcpd.
+    Isc,
+    /// Kea.
+    Kea,
+    /// Windows Server.
+    Windows,
 }
 
 /// Site commands.
@@ -122,6 +152,18 @@ pub enum Site {
         /// Site file.
         #[arg(default_value = "site.toml")]
         file: PathBuf,
+    },
+    /// Print what another DHCP server needs so that machines boot from this site's server.
+    Dhcp {
+        /// Site file.
+        #[arg(default_value = "site.toml")]
+        file: PathBuf,
+        /// The other server; all when absent.
+        #[arg(long = "for", value_enum)]
+        kind: Option<Elsewhere>,
+        /// TCP port of this site's server.
+        #[arg(long, default_value_t = labshift_model::paths::HTTP_PORT)]
+        http_port: u16,
     },
     /// Print what each room does when, and why.
     Schedule {

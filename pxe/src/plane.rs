@@ -24,7 +24,7 @@ use nix::{
 use tokio::{net::UdpSocket as AsyncSocket, sync::oneshot};
 
 use crate::{
-    config::{Config, Mode},
+    config::{Config, Control, Mode},
     dhcp::{
         self,
         lease::Leases,
@@ -98,6 +98,7 @@ pub enum BindError {
 /// DHCP, TFTP and the HTTP routes of one interface.
 pub struct BootPlane {
     config: Arc<Config>,
+    control: Control,
     directory: Arc<dyn Directory>,
     journal: Arc<dyn Journal>,
     interface: u32,
@@ -161,7 +162,9 @@ impl BootPlane {
                 Some(Dhcp { port, boot_server, overheard, solicitations, arp, ledger })
             }
         };
-        Ok(BootPlane { config: Arc::new(config), directory, journal, interface, tftp, reports, dhcp, leases })
+        let config = Arc::new(config);
+        let control = Control::new(config.clone());
+        Ok(BootPlane { config, control, directory, journal, interface, tftp, reports, dhcp, leases })
     }
 
     /// The HTTP routes. They need the peer's address: serve them with
@@ -175,6 +178,11 @@ impl BootPlane {
     pub fn http_front(&self) -> http::Front {
         let leases = self.leases.clone();
         http::Front::new(self.config.clone(), self.directory.clone(), self.journal.clone(), leases)
+    }
+
+    /// Changes the settings while it runs.
+    pub fn control(&self) -> Control {
+        self.control.clone()
     }
 
     /// Where the caller should listen for HTTP.
@@ -194,7 +202,7 @@ impl BootPlane {
         };
         let tftp_socket = asynchronous(self.tftp)?;
         let reports = http::report::hear_datagrams(asynchronous(self.reports)?, self.journal.clone());
-        let (config, directory, journal) = (self.config, self.directory, self.journal);
+        let (config, directory, journal) = (self.control, self.directory, self.journal);
         let (leases, interface) = (self.leases, self.interface);
         let (stop, stopped) = oneshot::channel::<()>();
         let (end, ended) = oneshot::channel();

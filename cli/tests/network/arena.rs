@@ -6,17 +6,21 @@ use std::{
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
-    sync::{Arc, Mutex, mpsc},
+    sync::{Arc, Condvar, Mutex, mpsc},
     thread,
+    time::Duration,
 };
 
 use nix::sched::{CloneFlags, unshare};
+
+/// What hangs for so long, hangs.
+const GUARD: Duration = Duration::from_secs(120);
 
 /// What `serve` is started with, and where it keeps things.
 pub struct Server {
     pub scratch: tempfile::TempDir,
     child: Option<Child>,
-    log: Arc<Mutex<String>>,
+    log: Arc<(Mutex<String>, Condvar)>,
 }
 
 /// A site of so many batch guests on 10.77.0.0/16, and a workstation.
@@ -80,7 +84,8 @@ impl Server {
         thread::spawn(move || {
             let mut line = String::new();
             while errors.read_line(&mut line).is_ok_and(|n| n > 0) {
-                log.lock().expect("the log").push_str(&std::mem::take(&mut line));
+                log.0.lock().expect("the log").push_str(&std::mem::take(&mut line));
+                log.1.notify_all();
             }
         });
         let mut said = String::new();
@@ -92,7 +97,22 @@ impl Server {
 
     /// What it has logged so far.
     pub fn log(&self) -> String {
-        self.log.lock().expect("the log").clone()
+        self.log.0.lock().expect("the log").clone()
+    }
+
+    /// Waits until it has logged this; the log begins anew.
+    pub fn wait_for(&self, text: &str) {
+        let log = self.log.0.lock().expect("the log");
+        let (mut log, timeout) =
+            self.log.1.wait_timeout_while(log, GUARD, |log| !log.contains(text)).expect("the log");
+        assert!(!timeout.timed_out(), "no {text:?} in:\n{log}");
+        log.clear();
+    }
+
+    /// SIGHUP.
+    pub fn hang_up(&self) {
+        let child = self.child.as_ref().expect("a running server");
+        sh(&format!("kill -HUP {}", child.id()));
     }
 
     /// As a power cut does it to a process.
@@ -130,6 +150,18 @@ pub fn run(program: &str, arguments: &[&str]) -> Output {
 pub fn sh(line: &str) -> Output {
     let words: Vec<&str> = line.split(' ').collect();
     run(words[0], &words[1..])
+}
+
+/// A script for udhcpc that says what it was told. The boot file is in the header, or option 67.
+pub fn lease_script(directory: &Path) -> String {
+    let script = directory.join("script");
+    let text = "#!/bin/sh\n[ \"$1\" = bound ] || exit 0\n\
+                echo \"ip='$ip' mask='$mask' hostname='$hostname' serverid='$serverid' lease='$lease' \
+                siaddr='$siaddr' boot_file='${bootfile:-$boot_file}'\"\n";
+    fs::write(&script, text).expect("the script");
+    let script = script.display().to_string();
+    sh(&format!("chmod 755 {script}"));
+    script
 }
 
 fn namespace_of_this_thread() -> String {

@@ -2,10 +2,10 @@
 
 use std::fs;
 
-use crate::arena::{Server, on_a_cable, run, sh, site};
+use crate::arena::{Server, lease_script, on_a_cable, run, sh, site};
 
 /// A file whose bytes tell where they are.
-fn content(length: usize) -> Vec<u8> {
+pub fn content(length: usize) -> Vec<u8> {
     (0..length as u64).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
 }
 
@@ -32,10 +32,7 @@ fn serving(client: impl FnOnce() + Send + 'static) {
 fn udhcpc_gets_its_address_and_says_what_firmware_would_boot() {
     serving(|| {
         let scratch = tempfile::tempdir().expect("a directory");
-        let script = scratch.path().join("script");
-        fs::write(&script, "#!/bin/sh\n[ \"$1\" = bound ] && set && exit 0\nexit 0\n").expect("the script");
-        sh(&format!("chmod 755 {}", script.display()));
-        let script = script.display().to_string();
+        let script = lease_script(scratch.path());
         for (class, file) in [
             ("PXEClient:Arch:00000:UNDI:002001", "undionly.kpxe"),
             ("PXEClient:Arch:00007:UNDI:003016", "snponly.efi"),

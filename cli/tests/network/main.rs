@@ -4,3 +4,6 @@
 mod arena;
 mod clients;
 mod crash;
+mod doctor;
+mod elsewhere;
+mod reload;

@@ -213,7 +213,9 @@ async fn scripts_by_machine() {
     assert_eq!(script(GUEST).await.0, StatusCode::NOT_FOUND);
     assert_eq!(script(STRANGER).await.0, StatusCode::NOT_FOUND);
     assert_eq!(running.text("/boot/script.ipxe?mac=nonsense").await.0, StatusCode::BAD_REQUEST);
-    assert_eq!(running.text("/boot/script.ipxe").await.0, StatusCode::BAD_REQUEST);
+    let (status, text) = running.text("/boot/script.ipxe").await;
+    assert!(status == StatusCode::OK && text.contains("script.ipxe?mac=${netX/mac}"), "{text}");
+    assert_eq!(running.text("/v1/boot/answer").await.0, StatusCode::BAD_REQUEST);
 }
 
 #[tokio::test]
