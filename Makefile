@@ -32,6 +32,7 @@ test-unit: build ## tests that need no machine
 
 test-lab: build ## tests that boot workstations in QEMU, one after the other
 	$(CARGO) test --release --locked -p labshift-tests --test day --test boot -- --test-threads=1 --nocapture
+	$(CARGO) test --release --locked -p labshift-tests --test failures -- --test-threads=3
 
 check: deps ## formatting, lints, docs, licences, and which crate may use which
 	$(CARGO) fmt --all --check
