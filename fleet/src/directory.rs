@@ -1,15 +1,16 @@
 //! The boot plane's questions, answered from memory; and its journal, passed on to the engine.
 
 use std::{
+    collections::HashMap,
     net::IpAddr,
-    sync::{Arc, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use labshift_model::{
     MacAddr,
     boot::{BootAnswer, BootChoice, BootPlaneEvent, Directory, Journal, Machine, MachineKind},
     manifest,
-    site::{Room, Workstation},
+    site::{Room, Site, Workstation},
 };
 
 use crate::{
@@ -20,7 +21,39 @@ use crate::{
 };
 
 /// Answers from the engine's last view.
-pub(crate) struct Answers(pub(crate) Arc<Shared>);
+pub(crate) struct Answers {
+    shared: Arc<Shared>,
+    cards: Mutex<Cards>,
+}
+
+/// Every card of one site, so that a packet costs one look-up.
+#[derive(Default)]
+struct Cards {
+    site: Option<Arc<Site>>,
+    machines: HashMap<MacAddr, Machine>,
+}
+
+impl Cards {
+    fn of(site: Arc<Site>) -> Self {
+        let desktops = site.machines.iter().map(Workstation::desktop_guest);
+        let guests = site.guests.iter().map(|g| g.name.clone()).chain(desktops).map(|name| {
+            let mac = MacAddr::for_guest(&name);
+            (mac, Machine { name, address: None, kind: MachineKind::Guest })
+        });
+        let nodes = site.machines.iter().map(|machine| {
+            let (name, address) = (machine.name.clone(), Some(machine.address));
+            (machine.mac, Machine { name, address, kind: MachineKind::Node })
+        });
+        let machines = guests.chain(nodes).collect();
+        Cards { site: Some(site), machines }
+    }
+}
+
+impl Answers {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Answers { shared, cards: Mutex::default() }
+    }
+}
 
 impl View {
     /// What a workstation boots: image, generation and the manifest; or why it can't.
@@ -41,19 +74,16 @@ impl View {
 
 impl Directory for Answers {
     fn machine(&self, mac: MacAddr) -> Option<Machine> {
-        let view = self.0.view();
-        if let Some(machine) = view.site.machine_by_mac(mac) {
-            let address = Some(machine.address);
-            return Some(Machine { name: machine.name.clone(), address, kind: MachineKind::Node });
+        let site = self.shared.view().site.clone();
+        let mut cards = self.cards.lock().unwrap_or_else(PoisonError::into_inner);
+        if cards.site.as_ref().is_none_or(|known| !Arc::ptr_eq(known, &site)) {
+            *cards = Cards::of(site);
         }
-        let desktops = view.site.machines.iter().map(Workstation::desktop_guest);
-        let guests = view.site.guests.iter().map(|g| g.name.clone()).chain(desktops);
-        let name = guests.into_iter().find(|name| MacAddr::for_guest(name) == mac)?;
-        Some(Machine { name, address: None, kind: MachineKind::Guest })
+        cards.machines.get(&mac).cloned()
     }
 
     fn boot(&self, mac: MacAddr) -> BootChoice {
-        let view = self.0.view();
+        let view = self.shared.view();
         let Some(machine) = view.site.machine_by_mac(mac) else { return BootChoice::Ignore };
         match view.boots(machine) {
             Ok((room, generation, _)) => {
@@ -64,12 +94,12 @@ impl Directory for Answers {
     }
 
     fn answer(&self, mac: MacAddr, from: IpAddr) -> Result<BootAnswer, String> {
-        let view = self.0.view();
+        let view = self.shared.view();
         let machine = view.site.machine_by_mac(mac).ok_or_else(|| {
             format!("{mac} is no machine of site \"{}\"; add it to the site file", view.site.name)
         })?;
         let (room, generation, published) = view.boots(machine)?;
-        let attempt = self.0.next_attempt();
+        let attempt = self.shared.next_attempt();
         let token = random_token();
         let answered = Message::Answered {
             node: machine.name.clone(),
@@ -79,12 +109,15 @@ impl Directory for Answers {
             generation: generation.clone(),
             from,
         };
-        self.0.tokens.write().unwrap_or_else(PoisonError::into_inner).add(
+        self.shared.tokens.write().unwrap_or_else(PoisonError::into_inner).add(
             hash(&token),
             &machine.name,
             attempt,
         );
-        self.0.inbox.try_send(answered).map_err(|_| "the server has too much to do; ask again".to_owned())?;
+        self.shared
+            .inbox
+            .try_send(answered)
+            .map_err(|_| "the server has too much to do; ask again".to_owned())?;
         tracing::info!(
             node = machine.name,
             attempt,
@@ -100,7 +133,7 @@ impl Directory for Answers {
             signature: published.signature.clone(),
             attempt,
             token,
-            now: self.0.options.clock.moment().now,
+            now: self.shared.options.clock.moment().now,
         })
     }
 }

@@ -176,7 +176,7 @@ impl Fleet {
 
     /// Tells the boot plane who a machine is and what it boots.
     pub fn directory(&self) -> Arc<dyn Directory> {
-        Arc::new(directory::Answers(self.shared.clone()))
+        Arc::new(directory::Answers::new(self.shared.clone()))
     }
 
     /// Takes what the boot plane saw.

@@ -421,7 +421,7 @@ pub(crate) fn entries(directory: &Path) -> Result<BTreeMap<String, FileEntry>, B
     for entry in fs::read_dir(directory).at("reading", directory)? {
         let path = entry.at("reading", directory)?.path();
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        if [".lock", paths::MANIFEST, paths::SIGNATURE].contains(&name.as_str()) {
+        if [paths::MANIFEST, paths::SIGNATURE].contains(&name.as_str()) {
             continue;
         }
         entries.insert(name, entry_of(&path)?);
@@ -443,3 +443,7 @@ fn entry_of(path: &Path) -> Result<FileEntry, BuildError> {
     }
     Ok(FileEntry { size, sha256: hex::encode(hash.finalize()) })
 }
+
+#[cfg(test)]
+#[path = "build_tests.rs"]
+mod tests;

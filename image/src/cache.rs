@@ -4,6 +4,7 @@
 //! CACHE/objects/ab/abcd...      complete and verified when it was put there; verified again when it is read
 //! CACHE/partial/abcd...         a download that was interrupted; the next one goes on from its end
 //! CACHE/tools/HASH/             a tool's packages, unpacked
+//! CACHE/tmp/                    what builds are at; a dead one's is removed by the next
 //! ```
 
 use std::{
@@ -13,9 +14,13 @@ use std::{
     time::Duration,
 };
 
+use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest, Sha256};
 
-use crate::error::{At, BuildError};
+use crate::{
+    error::{At, BuildError},
+    scratch::{self, Scratch},
+};
 
 /// What a mirror's signed lists say of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,10 +40,11 @@ pub struct Cache {
 impl Cache {
     /// Opens (and makes) the directory. `proxy` is used when the environment names none.
     pub fn open(directory: &Path, proxy: Option<&str>) -> Result<Cache, BuildError> {
-        for part in ["objects", "partial", "tools"] {
+        for part in ["objects", "partial", "tools", "tmp"] {
             let path = directory.join(part);
             fs::create_dir_all(&path).at("making the cache directory", &path)?;
         }
+        scratch::sweep(&directory.join("tmp"))?;
         let chosen = ureq::Proxy::try_from_env().or_else(|| proxy.and_then(|p| ureq::Proxy::new(p).ok()));
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
@@ -54,6 +60,11 @@ impl Cache {
     /// The cache's directory.
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// A directory to work in, on the cache's own disk.
+    pub(crate) fn scratch(&self, prefix: &str) -> Result<Scratch, BuildError> {
+        Scratch::new(&self.directory.join("tmp"), prefix)
     }
 
     fn object(&self, sha256: &str) -> PathBuf {
@@ -96,13 +107,7 @@ impl Cache {
     /// Fetches a file into the cache, going on with an interrupted download; `heard` gets each count of new bytes.
     pub fn download(&self, url: &str, expected: &Expected, heard: &dyn Fn(u64)) -> Result<(), BuildError> {
         let partial = self.directory.join("partial").join(&expected.sha256);
-        let mut file = fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&partial)
-            .at("opening", &partial)?;
+        let Some(mut file) = self.open_partial(&partial, expected)? else { return Ok(()) };
         let mut hash = Sha256::new();
         let mut kept = Vec::new();
         file.read_to_end(&mut kept).at("reading", &partial)?;
@@ -139,6 +144,31 @@ impl Cache {
             fs::create_dir_all(parent).at("making", parent)?;
         }
         fs::rename(&partial, &object).at("moving a download to", &object)
+    }
+
+    /// The file to go on with, locked against other builds; `None` when one of them has finished it meanwhile.
+    fn open_partial(
+        &self,
+        partial: &Path,
+        expected: &Expected,
+    ) -> Result<Option<Flock<fs::File>>, BuildError> {
+        loop {
+            let mut options = fs::OpenOptions::new();
+            let file = options.read(true).write(true).create(true).truncate(false).open(partial);
+            let file = Flock::lock(file.at("opening", partial)?, FlockArg::LockExclusive)
+                .map_err(|(_, e)| std::io::Error::from(e))
+                .at("locking", partial)?;
+            if self.has(expected) {
+                let _ = fs::remove_file(partial);
+                return Ok(None);
+            }
+            // What was locked may have been moved or removed while we waited for it.
+            let inode =
+                |m: std::io::Result<fs::Metadata>| m.map(|m| std::os::unix::fs::MetadataExt::ino(&m)).ok();
+            if inode(file.metadata()) == inode(fs::metadata(partial)) {
+                return Ok(Some(file));
+            }
+        }
     }
 
     fn fetch_rest(

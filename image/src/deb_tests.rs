@@ -6,6 +6,14 @@ use super::*;
 
 /// A tar of `(path, kind, link target or content)`.
 pub(crate) fn tarball(entries: &[(&str, tar::EntryType, &str)]) -> Vec<u8> {
+    tarball_of(entries, 0o644, &|text| text.as_bytes().to_vec())
+}
+
+fn tarball_of(
+    entries: &[(&str, tar::EntryType, &str)],
+    mode: u32,
+    content_of: &dyn Fn(&str) -> Vec<u8>,
+) -> Vec<u8> {
     let mut tar = tar::Builder::new(vec![]);
     for (path, kind, text) in entries {
         let mut header = tar::Header::new_gnu();
@@ -13,19 +21,27 @@ pub(crate) fn tarball(entries: &[(&str, tar::EntryType, &str)]) -> Vec<u8> {
         let name = &mut header.as_old_mut().name;
         name[..path.len()].copy_from_slice(path.as_bytes());
         header.set_entry_type(*kind);
-        header.set_mode(if kind.is_dir() { 0o755 } else { 0o644 });
+        header.set_mode(if kind.is_dir() { 0o755 } else { mode });
         header.set_uid(0);
         header.set_gid(0);
         header.set_mtime(9);
-        let content = if kind.is_file() { text.as_bytes() } else { b"" };
+        let content = if kind.is_file() { content_of(text) } else { vec![] };
         if kind.is_symlink() || kind.is_hard_link() {
             header.as_old_mut().linkname[..text.len()].copy_from_slice(text.as_bytes());
         }
         header.set_size(content.len() as u64);
         header.set_cksum();
-        tar.append(&header, content).unwrap();
+        tar.append(&header, &content[..]).unwrap();
     }
     tar.into_inner().unwrap()
+}
+
+/// A package of executable files, each with the content that `content_of` makes of its text.
+pub(crate) fn executable_package(
+    entries: &[(&str, tar::EntryType, &str)],
+    content_of: &dyn Fn(&str) -> Vec<u8>,
+) -> Vec<u8> {
+    wrap(tarball(&[]), tarball_of(entries, 0o755, content_of), "")
 }
 
 /// A package with these entries, its members compressed by `compress`.
@@ -45,7 +61,10 @@ pub(crate) fn package(entries: &[(&str, tar::EntryType, &str)], suffix: &str) ->
         _ => bytes,
     };
     let control = compress(tarball(&[("./postinst", Regular, "#!/bin/sh\n")]));
-    let data = compress(tarball(entries));
+    wrap(control, compress(tarball(entries)), suffix)
+}
+
+fn wrap(control: Vec<u8>, data: Vec<u8>, suffix: &str) -> Vec<u8> {
     let mut archive = ar::Builder::new(vec![]);
     for (name, bytes) in [
         ("debian-binary".to_owned(), b"2.0\n".to_vec()),

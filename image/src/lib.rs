@@ -35,12 +35,15 @@ pub mod relation;
 pub mod release;
 pub mod resolve;
 pub mod root;
+mod scratch;
 pub mod scripts;
 pub mod store;
 pub mod tools;
 pub mod tree;
 pub mod uki;
 pub mod verity;
+#[cfg(test)]
+mod world;
 
 pub use build::{BuildOptions, Built, Sources, build, lock};
 pub use error::BuildError;

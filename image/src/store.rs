@@ -12,27 +12,22 @@
 
 use std::{
     fs,
-    io::{Read, Write},
-    os::unix::fs::OpenOptionsExt,
+    io::Read,
     path::{Path, PathBuf},
 };
 
 use ed25519_dalek::SigningKey;
 use labshift_model::{fault::nearest, manifest, paths};
-use nix::fcntl::{Flock, FlockArg};
 
-use crate::error::{At, BuildError};
+use crate::{
+    error::{At, BuildError},
+    scratch::{self, Scratch},
+};
 
 /// An image store.
 #[derive(Debug, Clone)]
 pub struct Store {
     directory: PathBuf,
-}
-
-/// A directory that a build works in; gone when it is dropped.
-pub struct Workplace {
-    path: PathBuf,
-    _lock: Flock<fs::File>,
 }
 
 /// What publishing found.
@@ -52,62 +47,38 @@ impl Store {
             fs::create_dir_all(&path).at("making the store's directory", &path)?;
         }
         let store = Store { directory: directory.to_owned() };
-        store.sweep()?;
+        scratch::sweep(&store.directory.join("tmp"))?;
         Ok(store)
     }
 
-    fn sweep(&self) -> Result<(), BuildError> {
-        let tmp = self.directory.join("tmp");
-        for entry in fs::read_dir(&tmp).at("reading", &tmp)?.flatten() {
-            let lock = fs::OpenOptions::new().write(true).open(entry.path().join(".lock"));
-            let alive = lock.is_ok_and(|file| Flock::lock(file, FlockArg::LockExclusiveNonblock).is_err());
-            if !alive {
-                let _ = fs::remove_dir_all(entry.path());
-            }
-        }
-        Ok(())
-    }
-
     /// A fresh directory for one build.
-    pub fn workplace(&self, name: &str) -> Result<Workplace, BuildError> {
-        let tmp = self.directory.join("tmp");
-        let path = tempfile::Builder::new()
-            .prefix(&format!("{name}-"))
-            .tempdir_in(&tmp)
-            .at("making a directory in", &tmp)?
-            .keep();
-        let lock = path.join(".lock");
-        let file = fs::File::create(&lock).at("writing", &lock)?;
-        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
-            .map_err(|(_, e)| std::io::Error::from(e))
-            .at("locking", &lock)?;
-        Ok(Workplace { path, _lock: lock })
+    pub fn workplace(&self, name: &str) -> Result<Scratch, BuildError> {
+        Scratch::new(&self.directory.join("tmp"), name)
     }
 
     /// The signing key; the first call makes one.
     pub fn signing_key(&self) -> Result<SigningKey, BuildError> {
         let path = self.directory.join("keys/signing.key");
         let public = self.directory.join("keys/signing.pub");
-        let seed: [u8; 32] = match fs::read_to_string(&path) {
-            Ok(text) => hex::decode(text.trim()).ok().and_then(|b| b.try_into().ok()).ok_or_else(|| {
-                let reason = "it does not hold 64 hex digits; restore it from a copy (a new key means that nodes need new images)";
-                BuildError::Key { path: path.clone(), reason: reason.to_owned() }
-            })?,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                let mut seed = [0; 32];
-                let mut random = fs::File::open("/dev/urandom").at("opening", "/dev/urandom")?;
-                random.read_exact(&mut seed).at("reading", "/dev/urandom")?;
-                let mut options = fs::OpenOptions::new();
-                let mut file = options.write(true).create_new(true).mode(0o600).open(&path).at("writing", &path)?;
-                writeln!(file, "{}", hex::encode(seed)).and_then(|()| file.sync_all()).at("writing", &path)?;
-                seed
+        if !path.exists() {
+            let mut seed = [0; 32];
+            let mut random = fs::File::open("/dev/urandom").at("opening", "/dev/urandom")?;
+            random.read_exact(&mut seed).at("reading", "/dev/urandom")?;
+            match scratch::write_whole(&path, format!("{}\n", hex::encode(seed)).as_bytes(), 0o600, true) {
+                // Another build was faster: its key is the store's.
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+                other => other.at("writing", &path)?,
             }
-            Err(e) => return Err(e).at("reading", &path),
-        };
+        }
+        let text = fs::read_to_string(&path).at("reading", &path)?;
+        let seed: [u8; 32] = hex::decode(text.trim()).ok().and_then(|b| b.try_into().ok()).ok_or_else(|| {
+            let reason = "it does not hold 64 hex digits; restore it from a copy (a new key means that nodes need new images)";
+            BuildError::Key { path: path.clone(), reason: reason.to_owned() }
+        })?;
         let key = SigningKey::from_bytes(&seed);
-        if !public.exists() {
-            let line = format!("{}\n", hex::encode(key.verifying_key().as_bytes()));
-            fs::write(&public, line).at("writing", &public)?;
+        let line = format!("{}\n", hex::encode(key.verifying_key().as_bytes()));
+        if fs::read_to_string(&public).ok().as_deref() != Some(&line) {
+            scratch::write_whole(&public, line.as_bytes(), 0o644, false).at("writing", &public)?;
         }
         Ok(key)
     }
@@ -117,27 +88,31 @@ impl Store {
         self.directory.join("images").join(name).join(generation)
     }
 
-    /// Moves a finished generation into place and points its channel to it.
-    pub fn publish(&self, from: Workplace, name: &str, generation: &str) -> Result<Published, BuildError> {
+    /// Moves a finished generation into place and points its channel to it. Everything is on disk before anybody can
+    /// see it: a crash at any moment leaves the old state or the new one.
+    pub fn publish(&self, from: Scratch, name: &str, generation: &str) -> Result<Published, BuildError> {
         let target = self.generation(name, generation);
-        if let Some(parent) = target.parent() {
-            fs::create_dir_all(parent).at("making", parent)?;
-        }
+        let parent = self.directory.join("images").join(name);
+        fs::create_dir_all(&parent).at("making", &parent)?;
         let published = if target.join(paths::MANIFEST).is_file() {
             Published::AlreadyThere
         } else {
-            let lock = from.path.join(".lock");
-            fs::remove_file(&lock).at("removing", &lock)?;
-            for entry in fs::read_dir(&from.path).at("reading", &from.path)?.flatten() {
-                fs::File::open(entry.path()).and_then(|f| f.sync_all()).at("writing", entry.path())?;
+            let sync = |path: &Path| fs::File::open(path).and_then(|f| f.sync_all()).at("writing", path);
+            for entry in fs::read_dir(from.path()).at("reading", from.path())?.flatten() {
+                sync(&entry.path())?;
             }
-            fs::set_permissions(&from.path, std::os::unix::fs::PermissionsExt::from_mode(0o755))
-                .at("changing the mode of", &from.path)?;
-            fs::rename(&from.path, &target).at("publishing", &target)?;
-            if let Some(parent) = target.parent() {
-                fs::File::open(parent).and_then(|d| d.sync_all()).at("writing", parent)?;
+            fs::set_permissions(from.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+                .at("changing the mode of", from.path())?;
+            sync(from.path())?;
+            match fs::rename(from.path(), &target) {
+                // Another build of the same was faster.
+                Err(_) if target.join(paths::MANIFEST).is_file() => Published::AlreadyThere,
+                renamed => {
+                    renamed.at("publishing", &target)?;
+                    sync(&parent)?;
+                    Published::New
+                }
             }
-            Published::New
         };
         self.set_channel(name, generation)?;
         Ok(published)
@@ -145,14 +120,8 @@ impl Store {
 
     /// Points an image's channel to a generation.
     pub fn set_channel(&self, name: &str, generation: &str) -> Result<(), BuildError> {
-        let channels = self.directory.join("channels");
-        let path = channels.join(name);
-        let mut file = tempfile::NamedTempFile::new_in(&channels).at("writing in", &channels)?;
-        writeln!(file, "{generation}").and_then(|()| file.as_file().sync_all()).at("writing", &path)?;
-        fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))
-            .at("writing", &path)?;
-        file.persist(&path).map_err(|e| e.error).at("writing", &path)?;
-        Ok(())
+        let path = self.directory.join("channels").join(name);
+        scratch::write_whole(&path, format!("{generation}\n").as_bytes(), 0o644, false).at("writing", &path)
     }
 
     /// The generation that an image's channel points to.
@@ -201,20 +170,6 @@ fn entries(directory: &Path) -> Vec<String> {
         .unwrap_or_default();
     names.sort();
     names
-}
-
-impl Workplace {
-    /// Where to write.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-impl Drop for Workplace {
-    fn drop(&mut self) {
-        // After publishing the path is gone already; otherwise the next build removes what stays here.
-        let _ = fs::remove_dir_all(&self.path);
-    }
 }
 
 #[cfg(test)]

@@ -51,15 +51,10 @@ impl Tools {
                 tree.put(&path, node);
             }
         }
-        let parent = cache.directory().join("tools");
-        let fresh = tempfile::tempdir_in(&parent).at("making a directory in", &parent)?;
+        let fresh = cache.scratch("tools")?;
         extract(&tree, fresh.path())?;
         match fs::rename(fresh.path(), &directory) {
-            Ok(()) => {
-                // The name is gone: nothing is left to remove.
-                let _ = fresh.keep();
-                Ok(tools)
-            }
+            Ok(()) => Ok(tools),
             // Another build was faster.
             Err(_) if directory.is_dir() => Ok(tools),
             Err(e) => Err(e).at("moving the tools to", &directory),

@@ -82,11 +82,11 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// A PE with one section at 0x1000 and headers up to 0x400.
-    fn stub() -> Vec<u8> {
+    pub(crate) fn stub() -> Vec<u8> {
         let mut bytes = vec![0; 0x600];
         bytes[..2].copy_from_slice(b"MZ");
         bytes[0x3c] = 0x40;

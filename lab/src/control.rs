@@ -159,6 +159,11 @@ impl LabClient {
         LabClient { directory: directory.to_owned() }
     }
 
+    /// True when a lab runs there.
+    pub fn is_up(&self) -> bool {
+        self.status().is_ok()
+    }
+
     /// Asks one thing.
     pub fn ask(&self, request: &Request) -> Result<Answer, ControlError> {
         let no_lab = |source| ControlError::NoLab { directory: self.directory.clone(), source };
@@ -225,6 +230,11 @@ pub(crate) fn serve(
         }
     });
     Ok(())
+}
+
+/// Removes the socket: nobody answers there any more.
+pub(crate) fn close(directory: &Path) {
+    drop(fs::remove_file(directory.join(SOCKET)));
 }
 
 fn converse(lab: &Lab, stream: &UnixStream, stop: &dyn Fn()) -> io::Result<()> {

@@ -21,8 +21,8 @@ mod wake;
 pub mod workstation;
 
 use std::{
-    fs::File,
-    io::{self, Read, Write},
+    fs::{File, OpenOptions},
+    io::{self, BufRead, BufReader, Read, Write},
     net::{Ipv4Addr, TcpListener},
     os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
@@ -143,12 +143,16 @@ pub fn up(plan: Plan, ready: impl FnOnce()) -> Result<(), LabError> {
     };
     control::serve(&lab, &plan.directory, stop).map_err(failed("listening for lab commands"))?;
     ready();
-    wait_for_the_end(&signals, &mut server, &log)
+    let end = wait_for_the_end(&signals, &mut server, &log);
+    control::close(&plan.directory);
+    end
 }
 
 fn start_server(plan: &Plan, log: &Path, signals: &SigSet) -> Result<Child, LabError> {
     let failed = |source| LabError::Io { doing: format!("starting the server, {:?}", plan.server), source };
-    let file = File::create(log).map_err(failed)?;
+    // Two write it: the server's own errors, and the copy of what it says.
+    File::create(log).map_err(failed)?;
+    let file = OpenOptions::new().append(true).open(log).map_err(failed)?;
     let [program, arguments @ ..] = plan.server.as_slice() else {
         return Err(failed(io::ErrorKind::InvalidInput.into()));
     };
@@ -169,7 +173,7 @@ fn start_server(plan: &Plan, log: &Path, signals: &SigSet) -> Result<Child, LabE
         Some(listener) => Stdio::from(OwnedFd::from(listener.try_clone().map_err(failed)?)),
         None => Stdio::null(),
     };
-    command.args(arguments).stdin(socket).stdout(file.try_clone().map_err(failed)?).stderr(file);
+    command.args(arguments).stdin(socket).stdout(Stdio::piped()).stderr(file);
     // A child inherits the mask; the server must hear its signals.
     signals.thread_unblock().map_err(|e| failed(e.into()))?;
     let child = command.spawn().map_err(failed);
@@ -177,26 +181,38 @@ fn start_server(plan: &Plan, log: &Path, signals: &SigSet) -> Result<Child, LabE
     child
 }
 
-/// Waits until the server says that it serves. Its log is a plain file, so this looks again every tenth of a second; the
-/// server's end is the other way out.
+/// Waits until the server says that it serves, and goes on copying what it says into its log.
 fn wait_for_text(server: &mut Child, log: &Path, text: &str) -> Result<(), LabError> {
-    loop {
-        if std::fs::read_to_string(log).is_ok_and(|t| t.contains(text)) {
+    let failed = |source| LabError::Io { doing: format!("writing {}", log.display()), source };
+    let mut copy = OpenOptions::new().append(true).open(log).map_err(failed)?;
+    let mut output =
+        server.stdout.take().map(BufReader::new).ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?;
+    let mut line = vec![];
+    while output.read_until(b'\n', &mut line).map_err(failed)? > 0 {
+        copy.write_all(&line).map_err(failed)?;
+        if String::from_utf8_lossy(&line).contains(text) {
+            std::thread::spawn(move || io::copy(&mut output, &mut copy));
             return Ok(());
         }
-        ended(server, log)?;
-        std::thread::sleep(std::time::Duration::from_millis(100));
+        line.clear();
     }
+    // Nobody can hear it any more: it has ended, or is of no use.
+    drop(server.kill());
+    let status = server.wait().map_err(failed)?;
+    Err(ended_with(status, log))
 }
 
 fn ended(server: &mut Child, log: &Path) -> Result<(), LabError> {
     let status =
         server.try_wait().map_err(|source| LabError::Io { doing: "asking for the server".into(), source })?;
-    let Some(status) = status else { return Ok(()) };
+    status.map_or(Ok(()), |status| Err(ended_with(status, log)))
+}
+
+fn ended_with(status: ExitStatus, log: &Path) -> LabError {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     let tail = lines[lines.len().saturating_sub(10)..].join("\n");
-    Err(LabError::ServerEnded { status, log: log.to_owned(), tail })
+    LabError::ServerEnded { status, log: log.to_owned(), tail }
 }
 
 fn wait_for_the_end(signals: &SigSet, server: &mut Child, log: &Path) -> Result<(), LabError> {

@@ -300,6 +300,9 @@ impl Workstation {
         let serial = accept(&serial)?;
         let wire = accept(&wire)?;
         let qmp = accept(&qmp)?;
+        for what in ["wire", "qmp", "serial"] {
+            drop(fs::remove_file(self.directory.join(format!("{name}.{what}"))));
+        }
         self.clone().follow_serial(serial);
         let heard = self.clone();
         let qmp =

@@ -5,6 +5,9 @@ use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 /// Where Debian's package `ipxe` keeps its loaders.
 pub const DEBIAN_LOADERS: &str = "/usr/lib/ipxe";
 
+/// Answers to ARP come within milliseconds on a LAN; what sleeps may take longer.
+const PROBE: Duration = Duration::from_millis(250);
+
 /// How the boot plane takes part in DHCP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mode {
@@ -61,6 +64,8 @@ pub struct Config {
     pub relayed: Vec<Subnet>,
     /// Wait before a reply to firmware: some ROMs miss one that comes at once. Zero for nearly all.
     pub reply_delay: Duration,
+    /// How long the wire is listened to before an address is offered to a machine that never had it; zero to ask nobody.
+    pub probe: Duration,
 }
 
 impl Config {
@@ -88,6 +93,7 @@ impl Config {
             mode: Mode::Authoritative,
             relayed: vec![],
             reply_delay: Duration::ZERO,
+            probe: PROBE,
         }
     }
 

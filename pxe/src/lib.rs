@@ -24,11 +24,13 @@
 pub mod config;
 pub mod dhcp;
 pub mod http;
+mod limit;
 mod plane;
 pub mod script;
 mod solicitation;
 pub mod store;
 pub mod tftp;
+mod wire;
 
 pub use config::{Config, DEBIAN_LOADERS, Mode, Subnet};
 pub use plane::{BindError, BootPlane};

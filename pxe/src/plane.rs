@@ -8,7 +8,10 @@ use std::{
 };
 
 use axum::Router;
-use labshift_model::boot::{Directory, Journal};
+use labshift_model::{
+    MacAddr,
+    boot::{Directory, Journal},
+};
 use nix::{
     errno::Errno,
     ifaddrs::{InterfaceAddress, getifaddrs},
@@ -23,14 +26,16 @@ use tokio::net::UdpSocket as AsyncSocket;
 use crate::{
     config::{Config, Mode},
     dhcp::{
+        self,
         lease::Leases,
         ledger::{Ledger, LedgerError},
         neighbour::mtu,
         reply::{CLIENT_PORT, SERVER_PORT},
-        socket::{Server as DhcpServer, Sockets},
+        socket::{Server as DhcpServer, Sockets, Table},
     },
     http, solicitation,
     tftp::server::Server as TftpServer,
+    wire::{ARP, AsyncWire, Wire},
 };
 
 const TFTP_PORT: u16 = 69;
@@ -99,6 +104,7 @@ pub struct BootPlane {
     tftp: UdpSocket,
     reports: UdpSocket,
     dhcp: Option<Dhcp>,
+    leases: Table,
 }
 
 struct Dhcp {
@@ -106,7 +112,7 @@ struct Dhcp {
     boot_server: UdpSocket,
     overheard: Option<UdpSocket>,
     solicitations: Option<UdpSocket>,
-    leases: Leases,
+    arp: Option<(Wire, MacAddr)>,
     ledger: Ledger,
 }
 
@@ -129,6 +135,7 @@ impl BootPlane {
         }
         let tftp = open(&config, config.server_address, TFTP_PORT, false)?;
         let reports = open(&config, Ipv4Addr::UNSPECIFIED, config.http_port, false)?;
+        let leases = Table::default();
         let dhcp = match config.mode {
             Mode::Off => None,
             Mode::Authoritative | Mode::Proxy => {
@@ -142,18 +149,26 @@ impl BootPlane {
                     .inspect_err(|e| tracing::info!("iPXE will wait 16 s for IPv6 routers ({e})"))
                     .ok()
                     .filter(|_| config.mode == Mode::Authoritative);
+                let arp = (config.mode == Mode::Authoritative && !config.probe.is_zero())
+                    .then(|| Ok((Wire::open(interface, ARP)?, card(&config.interface)?)))
+                    .transpose()
+                    .inspect_err(|e: &io::Error| {
+                        tracing::warn!("addresses are offered without asking the wire who has them: {e}");
+                    })
+                    .unwrap_or_default();
                 let (ledger, entries) = Ledger::open(&config.state)?;
-                let leases = Leases::from_ledger(entries);
-                Some(Dhcp { port, boot_server, overheard, solicitations, leases, ledger })
+                *dhcp::socket::now(&leases) = Leases::from_ledger(entries);
+                Some(Dhcp { port, boot_server, overheard, solicitations, arp, ledger })
             }
         };
-        Ok(BootPlane { config: Arc::new(config), directory, journal, interface, tftp, reports, dhcp })
+        Ok(BootPlane { config: Arc::new(config), directory, journal, interface, tftp, reports, dhcp, leases })
     }
 
     /// The HTTP routes. They need the peer's address: serve them with
     /// `into_make_service_with_connect_info::<SocketAddr>()`.
     pub fn http_router(&self) -> Router {
-        http::router(self.config.clone(), self.directory.clone(), self.journal.clone())
+        let leases = self.leases.clone();
+        http::router(self.config.clone(), self.directory.clone(), self.journal.clone(), leases)
     }
 
     /// Where the caller should listen for HTTP.
@@ -176,10 +191,11 @@ impl BootPlane {
                 dhcp: asynchronous(parts.port)?,
                 boot_server: asynchronous(parts.boot_server)?,
                 overheard: parts.overheard.map(asynchronous).transpose()?,
+                arp: parts.arp.map(|(wire, mac)| io::Result::Ok((AsyncWire::new(wire)?, mac))).transpose()?,
             };
             let solicitations = parts.solicitations.map(asynchronous).transpose()?;
             let (config, directory, journal) = (self.config, self.directory, self.journal);
-            let (leases, ledger) = (parts.leases, Arc::new(Mutex::new(parts.ledger)));
+            let (leases, ledger) = (self.leases, Arc::new(Mutex::new(parts.ledger)));
             let listening = directory.clone();
             let server = DhcpServer { config, directory, journal, leases, ledger, interface: self.interface };
             let solicitations = async {
@@ -206,6 +222,17 @@ fn has_address(config: &Config) -> bool {
         Some(address.interface_name == config.interface && ip == config.server_address)
     };
     getifaddrs().is_ok_and(|mut all| all.any(|address| own(address) == Some(true)))
+}
+
+/// The hardware address of an interface.
+fn card(interface: &str) -> io::Result<MacAddr> {
+    let own = |address: InterfaceAddress| {
+        address.address.as_ref()?.as_link_addr().filter(|_| address.interface_name == interface)?.addr()
+    };
+    getifaddrs()?
+        .find_map(own)
+        .map(MacAddr)
+        .ok_or_else(|| io::Error::other("the interface has no hardware address"))
 }
 
 fn asynchronous(socket: UdpSocket) -> io::Result<AsyncSocket> {

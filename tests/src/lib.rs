@@ -139,6 +139,14 @@ impl TestLab {
         node(&status, name).cloned().expect("it was there")
     }
 
+    /// Ends the command as the kernel ends one: it can do nothing about it. Returns the lab's processes of that moment.
+    pub fn kill(&mut self) -> Vec<(u32, String)> {
+        let processes = descendants(self.child.id());
+        self.child.kill().expect("killing labshift lab up");
+        self.child.wait().expect("waiting for its end");
+        processes
+    }
+
     /// What a workstation wrote on its serial line so far.
     pub fn serial(&self, machine: &str) -> String {
         let bytes = fs::read(self.path(&format!("{machine}.serial.log"))).unwrap_or_default();
@@ -185,6 +193,39 @@ pub fn page_letters() -> Letters {
     Letters::new(get_raster_width(weight, height), height.val(), |c| {
         get_raster(c, weight, height).map(|r| r.pixels().to_vec()).expect("a shape for every letter")
     })
+}
+
+/// Processes that a process has started, and those that they have: id and command.
+fn descendants(ancestor: u32) -> Vec<(u32, String)> {
+    let mut parents = vec![];
+    for entry in fs::read_dir("/proc").expect("reading /proc").flatten() {
+        let Ok(id) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
+        // `ID (COMMAND) STATE PARENT ...`; a process may end while it is looked at.
+        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
+        let Some((head, tail)) = stat.rsplit_once(") ") else { continue };
+        let command = head.split_once('(').map_or("", |(_, command)| command).to_owned();
+        let parent = tail.split(' ').nth(1).and_then(|p| p.parse::<u32>().ok());
+        parents.extend(parent.map(|parent| (id, parent, command)));
+    }
+    let mut found: Vec<(u32, String)> = vec![];
+    let mut wanted = vec![ancestor];
+    while let Some(one) = wanted.pop() {
+        for (id, _, command) in parents.iter().filter(|(_, parent, _)| *parent == one) {
+            found.push((*id, command.clone()));
+            wanted.push(*id);
+        }
+    }
+    found
+}
+
+/// Waits until a process that is not ours has ended.
+pub fn wait_for_end_of(process: u32) {
+    let guard = GUARD.as_secs().to_string();
+    let status = Command::new("timeout")
+        .args([&guard, "tail", &format!("--pid={process}"), "-f", "/dev/null"])
+        .status()
+        .expect("starting tail");
+    assert!(status.success(), "process {process} still runs");
 }
 
 /// A node of a status.

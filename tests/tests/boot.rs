@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use labshift_tests::{TestLab, page_letters, root, store, text_screen_letters};
+use labshift_tests::{TestLab, page_letters, root, store, text_screen_letters, wait_for_end_of};
 
 const SITE: &str = include_str!("../../cli/src/lab/site.toml");
 const MORNING: &str = "manual:2026-11-23T07:40:00";
@@ -64,6 +64,21 @@ fn a_flipped_byte_is_refused_by_name() {
         let picture = lab.reads(name, &format!("{name}-refused"), &letters, &texts);
         assert!(picture.find("ROOT-HUSH", &letters).is_none(), "the reader finds what is not there");
     }
+}
+
+/// Whatever ends a lab, nothing of it stays, and the next one finds its place free.
+#[test]
+fn a_killed_lab_leaves_nothing() {
+    let mut lab = TestLab::up("killed", store(), SITE, MORNING, &[]);
+    lab.lab(&["press", "ws1"]);
+    lab.lab(&["wait", "ws1", "powered-on", ""]);
+    let processes = lab.kill();
+    for part in ["qemu-system", "labshift"] {
+        assert!(processes.iter().any(|(_, command)| command.starts_with(part)), "no {part}: {processes:?}");
+    }
+    processes.iter().for_each(|(id, _)| wait_for_end_of(*id));
+    drop(lab);
+    TestLab::up("killed", store(), SITE, MORNING, &[]);
 }
 
 fn copy(from: &Path, to: &Path) {

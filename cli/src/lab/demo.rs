@@ -3,7 +3,7 @@
 
 use std::{
     fs::{self, File},
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, ErrorKind, Write},
     path::{Path, PathBuf},
     process::{Child, Stdio},
     time::{Duration, Instant},
@@ -72,7 +72,7 @@ pub fn bench(arguments: &LabScenario, json: bool) -> Result<()> {
 
 fn play(arguments: &LabScenario, json: bool) -> Result<Record> {
     let output = &arguments.output;
-    fs::create_dir_all(output).with_context(|| format!("making {}", output.display()))?;
+    clear(output)?;
     let start = Instant::now();
     let recipes =
         ["lab", "guest-desktop", "guest-batch"].map(|name| arguments.recipes.join(format!("{name}.toml")));
@@ -111,6 +111,34 @@ fn play(arguments: &LabScenario, json: bool) -> Result<Record> {
     )
     .context("writing timeline.txt")?;
     Ok(record)
+}
+
+/// Marks a directory whose content a demo may throw away.
+const MARK: &str = ".labshift-demo";
+
+/// A day begins with nothing saved and nothing learnt. Only what an earlier demo left is removed.
+fn clear(output: &Path) -> Result<()> {
+    ensure!(
+        !LabClient::new(output).is_up(),
+        "a lab runs in {dir} already; end it with `labshift lab stop --output {dir}`, or choose another --output",
+        dir = output.display()
+    );
+    let clearing = || format!("clearing {}", output.display());
+    match fs::read_dir(output).map(|mut entries| entries.next().is_none()) {
+        Ok(false) => {
+            ensure!(
+                output.join(MARK).exists(),
+                "{} holds files that no demo has made; choose another --output",
+                output.display()
+            );
+            fs::remove_dir_all(output).with_context(clearing)?;
+        }
+        Ok(true) => {}
+        Err(e) if e.kind() == ErrorKind::NotFound => {}
+        Err(e) => return Err(e).with_context(clearing),
+    }
+    fs::create_dir_all(output).with_context(|| format!("making {}", output.display()))?;
+    fs::write(output.join(MARK), "").with_context(|| format!("writing into {}", output.display()))
 }
 
 /// `labshift lab up` as a child; ends with this value.
@@ -330,4 +358,26 @@ fn figures(record: &Record) -> Vec<(String, f64, f64)> {
 
 fn milliseconds(start: Instant) -> u64 {
     u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_a_demo_left_is_cleared() {
+        let scratch = tempfile::tempdir().expect("temporary directory");
+        let output = scratch.path().join("demo");
+        clear(&output).expect("a new directory");
+        fs::write(output.join("state"), "of the day before").expect("writing");
+        clear(&output).expect("an earlier demo's");
+        assert!(!output.join("state").exists());
+
+        let own = scratch.path().join("own");
+        fs::create_dir(&own).expect("making");
+        fs::write(own.join("site.toml"), "an admin's").expect("writing");
+        let refused = clear(&own).expect_err("somebody's files").to_string();
+        assert!(refused.contains("no demo has made"), "{refused}");
+        assert!(own.join("site.toml").exists());
+    }
 }

@@ -12,8 +12,8 @@ use std::{
     process::Stdio,
 };
 
-use anyhow::{Context, Result, bail};
-use labshift_lab::{Firmware, Hardware, Plan, SERVER_INTERFACE, namespace};
+use anyhow::{Context, Result, bail, ensure};
+use labshift_lab::{Firmware, Hardware, LabClient, Plan, SERVER_INTERFACE, namespace};
 use nix::{
     sys::signal::{SigSet, Signal, kill},
     unistd::Pid,
@@ -47,6 +47,11 @@ fn outside(arguments: &LabUp) -> Result<()> {
     if !arguments.store.is_dir() {
         bail!("no image store at {}; `labshift image build` makes one", arguments.store.display());
     }
+    ensure!(
+        !LabClient::new(&arguments.output).is_up(),
+        "a lab runs in {dir} already; end it with `labshift lab stop --output {dir}`, or choose another --output",
+        dir = arguments.output.display()
+    );
     fs::create_dir_all(&arguments.output)
         .with_context(|| format!("making {}", arguments.output.display()))?;
     let dashboard = TcpListener::bind(arguments.dashboard).with_context(|| {

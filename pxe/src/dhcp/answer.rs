@@ -19,6 +19,7 @@ use labshift_model::boot::{BootPlaneEvent, Directory, Machine};
 
 use super::{
     boot::boot_file,
+    client::Client,
     lease::Leases,
     proxy,
     reply::{Destination, Draft, Reply, destination},
@@ -42,11 +43,16 @@ pub struct Answer {
     pub replies: Vec<Reply>,
     /// What the journal hears.
     pub events: Vec<BootPlaneEvent>,
+    /// The machine never had this address: the reply may leave once the wire says that nobody else has it.
+    pub unproven: Option<Ipv4Addr>,
+    /// The reply is for network boot firmware, which may want it a little later.
+    pub firmware: bool,
 }
 
 impl Answer {
     pub(super) fn one(reply: Option<Reply>, event: Option<BootPlaneEvent>) -> Self {
-        Answer { replies: reply.into_iter().collect(), events: event.into_iter().collect() }
+        let (replies, events) = (reply.into_iter().collect(), event.into_iter().collect());
+        Answer { replies, events, ..Answer::default() }
     }
 }
 
@@ -67,7 +73,8 @@ pub fn answer(
             return Answer::default();
         }
     };
-    match (config.mode, port) {
+    let firmware = matches!(request.client, Client::Firmware(_));
+    let answer = match (config.mode, port) {
         (Mode::Off, _) => Answer::default(),
         (_, Port::BootServer) => proxy::boot_server(&request, source, config, directory),
         (Mode::Proxy, Port::Dhcp) => proxy::offer(&request, config, directory),
@@ -83,7 +90,9 @@ pub fn answer(
             let machine = directory.machine(request.mac);
             Exchange { request, subnet, machine, config, directory, now }.answer(leases)
         }
-    }
+    };
+    let firmware = firmware && !answer.replies.is_empty();
+    Answer { firmware, ..answer }
 }
 
 /// The network that the client sits on, so that a relayed client gets an address it can use.
@@ -132,7 +141,9 @@ impl Exchange<'_> {
         let reserved = self.machine.as_ref().and_then(|m| m.address);
         let chosen =
             leases.choose(mac, &self.subnet, reserved, self.request.asked, &self.kept_back(), self.now);
-        let Some(address) = chosen else {
+        let stranger = |mac| self.directory.machine(mac).is_none();
+        let taken_over = || self.machine.as_ref().and_then(|_| leases.unclaimed(&self.subnet, stranger));
+        let Some(address) = chosen.or_else(taken_over) else {
             let (first, last) = self.subnet.pool;
             tracing::warn!(
                 "no address for {mac}: the pool {first} to {last} is used up; widen it in site.toml"
@@ -141,7 +152,9 @@ impl Exchange<'_> {
         };
         leases.offer(mac, address, self.now);
         let event = BootPlaneEvent::Offer { mac, address, speaker: self.request.client.speaker() };
-        Answer::one(self.give(MessageType::Offer, address), Some(event))
+        let here = self.request.giaddr.is_unspecified() && !self.config.probe.is_zero();
+        let unproven = Some(address).filter(|a| here && !leases.is_proven(mac, *a, self.now));
+        Answer { unproven, ..Answer::one(self.give(MessageType::Offer, address), Some(event)) }
     }
 
     fn request(&self, leases: &mut Leases) -> Answer {

@@ -56,6 +56,8 @@ pub struct Leases {
     by_address: HashMap<Ipv4Addr, Lease>,
     by_mac: HashMap<MacAddr, Ipv4Addr>,
     changes: Vec<Lease>,
+    /// When the wire was last asked for an address and nobody answered.
+    silent: HashMap<Ipv4Addr, Timestamp>,
 }
 
 impl Leases {
@@ -109,6 +111,23 @@ impl Leases {
             .is_none_or(|l| l.expires <= now || (l.mac == mac && l.state != State::Declined))
     }
 
+    /// Whether the machine may be offered the address without asking the wire who has it: it had the address before, or
+    /// nobody answered a moment ago.
+    pub fn is_proven(&self, mac: MacAddr, address: Ipv4Addr, now: Timestamp) -> bool {
+        let had = self.by_address.get(&address).is_some_and(|l| l.mac == mac && l.state == State::Bound);
+        let fresh = SignedDuration::from_secs(OFFER_SECONDS);
+        had || self.silent.get(&address).is_some_and(|at| now.duration_since(*at) < fresh)
+    }
+
+    /// The wire was asked for the address, and nobody answered.
+    pub fn heard_nothing(&mut self, address: Ipv4Addr, now: Timestamp) {
+        let fresh = SignedDuration::from_secs(OFFER_SECONDS);
+        if self.silent.len() >= 4096 {
+            self.silent.retain(|_, at| now.duration_since(*at) < fresh);
+        }
+        self.silent.insert(address, now);
+    }
+
     /// The address to offer: the reservation, else what the machine had, else what it asks for, else a free one
     /// that depends on the machine, so that a lost ledger changes little. `None` when the pool is used up.
     pub fn choose(
@@ -149,6 +168,13 @@ impl Leases {
             }
         }
         oldest.map(|lease| lease.address)
+    }
+
+    /// The pool's oldest offer that a stranger has not taken: a flood of strangers must not use up a machine's address.
+    pub fn unclaimed(&self, subnet: &Subnet, stranger: impl Fn(MacAddr) -> bool) -> Option<Ipv4Addr> {
+        let offers =
+            self.by_address.values().filter(|l| l.state == State::Offered && subnet.pools(l.address));
+        offers.filter(|l| stranger(l.mac)).min_by_key(|l| l.expires).map(|l| l.address)
     }
 
     /// Holds the address for the machine while it makes up its mind. Its own running lease stays as it is.
@@ -314,6 +340,20 @@ mod tests {
         let next = choose(&leases, 1, &pool, at(2)).expect("an address");
         assert_ne!(next, address);
         assert!(leases.is_free_for(mac(2), address, at(1 + DECLINED_SECONDS)));
+    }
+
+    #[test]
+    fn an_address_is_proven_by_silence_or_by_having_been_the_machines_own() {
+        let address = Ipv4Addr::new(10, 0, 0, 10);
+        let mut leases = Leases::default();
+        leases.offer(mac(1), address, NOW);
+        assert!(!leases.is_proven(mac(1), address, NOW), "offered is not had");
+        leases.heard_nothing(address, NOW);
+        assert!(leases.is_proven(mac(1), address, at(1)));
+        assert!(!leases.is_proven(mac(1), address, at(OFFER_SECONDS)), "somebody may have come");
+        leases.bind(mac(1), address, 60, NOW);
+        assert!(leases.is_proven(mac(1), address, at(100_000)));
+        assert!(!leases.is_proven(mac(2), address, at(100_000)));
     }
 
     #[test]

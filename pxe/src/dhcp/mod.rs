@@ -7,16 +7,20 @@
 //! ```
 //!
 //! [`answer::answer`] is pure: `(packet, source, port, config, leases, directory, now) -> replies, events`. Only
-//! [`socket`] and [`neighbour`] touch the network, only [`ledger`] the disk.
+//! [`socket`], `sender` and [`neighbour`] touch the network, only [`ledger`] the disk.
 
 pub mod answer;
 pub mod boot;
 pub mod client;
+mod flood;
 pub mod lease;
 pub mod ledger;
 pub mod neighbour;
 pub mod options;
+mod probe;
 pub mod proxy;
 pub mod reply;
 pub mod request;
+mod rogue;
+mod sender;
 pub mod socket;

@@ -5,7 +5,10 @@ use std::net::Ipv4Addr;
 
 use futures_util::TryStreamExt;
 use labshift_model::MacAddr;
-use netlink_packet_route::{link::LinkAttribute, neighbour::NeighbourState};
+use netlink_packet_route::{
+    link::LinkAttribute,
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState},
+};
 use rtnetlink::Handle;
 
 /// Writes entries for one interface.
@@ -46,4 +49,24 @@ pub async fn mtu(interface: &str) -> Option<usize> {
         LinkAttribute::Mtu(bytes) => usize::try_from(bytes).ok(),
         _ => None,
     })
+}
+
+/// The card that an address of an interface's network has, if the kernel knows.
+pub async fn card_of(interface: &str, address: Ipv4Addr) -> Option<MacAddr> {
+    let index = nix::net::if_::if_nametoindex(interface).ok()?;
+    let (connection, handle, _) = rtnetlink::new_connection().ok()?;
+    let task = tokio::spawn(connection);
+    let known = handle.neighbours().get().execute().try_filter_map(|entry| async move {
+        let here = entry.header.ifindex == index;
+        let is =
+            |a: &NeighbourAttribute| *a == NeighbourAttribute::Destination(NeighbourAddress::Inet(address));
+        let card = entry.attributes.iter().find_map(|a| match a {
+            NeighbourAttribute::LinkLayerAddress(bytes) => <[u8; 6]>::try_from(&bytes[..]).ok(),
+            _ => None,
+        });
+        Ok(card.filter(|_| here && entry.attributes.iter().any(is)).map(MacAddr))
+    });
+    let card = std::pin::pin!(known).try_next().await.ok().flatten();
+    task.abort();
+    card
 }

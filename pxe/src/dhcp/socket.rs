@@ -1,51 +1,66 @@
 //! The thin loop around [`super::answer`]: drains the sockets, writes what must survive to the ledger once for the whole
-//! batch, then sends. A reply never leaves before its lease is on disk.
+//! batch, then sends. A reply never leaves before its lease is on disk, nor an offer before its address is proven free.
 
 use std::{
-    collections::HashMap,
-    io::{self, IoSlice},
+    io,
     net::{Ipv4Addr, SocketAddr, SocketAddrV4},
-    os::fd::AsRawFd,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant as Clock,
 };
 
-use jiff::{SignedDuration, Timestamp};
-use labshift_model::boot::{BootPlaneEvent, Directory, Journal};
-use nix::{
-    libc::{in_addr, in_pktinfo},
-    sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg},
+use jiff::Timestamp;
+use labshift_model::{
+    MacAddr,
+    boot::{BootPlaneEvent, Directory, Journal},
 };
-use tokio::{io::Interest, net::UdpSocket};
+use tokio::{
+    net::UdpSocket,
+    time::{Instant, sleep_until},
+};
 
 use super::{
     answer::{Answer, Port, answer},
+    flood::Gate,
     lease::{Lease, Leases},
     ledger::{Ledger, LedgerError},
     neighbour::Neighbours,
-    reply::{CLIENT_PORT, Destination, Reply},
+    probe::{Held, Offer, Probes, claim, question},
     request::overheard_server,
+    rogue::Rogues,
+    sender::{Outgoing, Sender},
 };
-use crate::{config::Config, config::Mode};
+use crate::{
+    config::{Config, Mode},
+    wire::AsyncWire,
+};
 
 /// Packets answered before one write to the ledger.
 const BATCH: usize = 256;
 /// Larger than any DHCP message on Ethernet.
 const BUFFER: usize = 4096;
-/// How often one foreign server is reported.
-const ROGUE_EVERY: SignedDuration = SignedDuration::from_mins(10);
+
+/// The table of leases, shared with whoever must know who has an address.
+pub type Table = Arc<Mutex<Leases>>;
+
+/// The table, now. What is done with it is done at once.
+pub fn now(table: &Table) -> MutexGuard<'_, Leases> {
+    table.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The DHCP sockets of one interface.
-pub struct Sockets {
+pub(crate) struct Sockets {
     /// Port 67.
     pub dhcp: UdpSocket,
     /// Port 4011.
     pub boot_server: UdpSocket,
     /// Port 68, where other servers' broadcast replies are overheard; absent when the port was not to be had.
     pub overheard: Option<UdpSocket>,
+    /// ARP, with our card's address; absent when nobody is to be asked.
+    pub arp: Option<(AsyncWire, MacAddr)>,
 }
 
 /// The DHCP server's task.
-pub struct Server {
+pub(crate) struct Server {
     /// Settings.
     pub config: Arc<Config>,
     /// Who machines are.
@@ -53,63 +68,144 @@ pub struct Server {
     /// Who hears of what happened.
     pub journal: Arc<dyn Journal>,
     /// The table.
-    pub leases: Leases,
+    pub leases: Table,
     /// The table on disk.
     pub ledger: Arc<Mutex<Ledger>>,
     /// Index of the interface.
     pub interface: u32,
 }
 
+/// What the server remembers from one packet to the next, beside the leases.
+struct Memory {
+    gate: Gate,
+    rogues: Rogues,
+    probes: Probes,
+    arp: Option<(AsyncWire, MacAddr)>,
+}
+
 impl Server {
     /// Serves until the future is dropped. Returns only when a socket fails for good.
-    pub async fn run(mut self, sockets: Sockets) -> io::Result<()> {
+    pub async fn run(self, sockets: Sockets) -> io::Result<()> {
         let neighbours = Neighbours::open(self.interface)
             .inspect_err(|e| {
                 tracing::warn!("no rtnetlink ({e}): replies to clients without address are broadcast")
             })
             .ok();
-        let Sockets { dhcp, boot_server, overheard } = sockets;
+        let Sockets { dhcp, boot_server, overheard, arp } = sockets;
         let sender = Arc::new(Sender {
             dhcp,
             boot_server,
             neighbours,
             from: self.config.server_address,
             interface: self.interface,
+            delay: self.config.reply_delay,
         });
-        let mut rogues = Rogues::default();
+        let mut memory =
+            Memory { gate: Gate::new(), rogues: Rogues::default(), probes: Probes::default(), arp };
         loop {
-            tokio::select! {
-                ready = sender.dhcp.readable() => ready?,
-                ready = sender.boot_server.readable() => ready?,
-                ready = readable(overheard.as_ref()) => ready?,
+            let claimed = tokio::select! {
+                ready = sender.dhcp.readable() => ready.map(|()| None)?,
+                ready = sender.boot_server.readable() => ready.map(|()| None)?,
+                ready = readable(overheard.as_ref()) => ready.map(|()| None)?,
+                claimed = claims(memory.arp.as_ref()) => claimed?,
+                () = due(memory.probes.next()) => None,
+            };
+            let mut out = vec![];
+            if let Some((address, by)) = claimed {
+                self.conflict(address, by, &mut memory, &mut out);
             }
-            let now = Timestamp::now();
-            let mut replies = vec![];
+            self.let_out(&mut memory, &mut out);
             for (socket, port) in [(&sender.dhcp, Port::Dhcp), (&sender.boot_server, Port::BootServer)] {
                 for (packet, source) in drain(socket) {
-                    let Answer { replies: new, events } =
-                        answer(&packet, source, port, &self.config, &mut self.leases, &*self.directory, now);
-                    replies.extend(new.into_iter().map(|reply| (port, reply)));
-                    events.into_iter().for_each(|event| self.tell(event, &mut rogues, now));
+                    let clock = Clock::now();
+                    let known =
+                        |mac| self.directory.machine(mac).is_some() || now(&self.leases).of(mac).is_some();
+                    if memory.gate.admits(&packet, known, clock) {
+                        self.take(packet, source, port, &mut memory, &mut out);
+                    }
                 }
             }
             for (packet, _) in overheard.as_ref().map(drain).unwrap_or_default() {
                 if let Some(address) = overheard_server(&packet).filter(|a| *a != self.config.server_address)
                 {
-                    self.tell(BootPlaneEvent::RogueServer { address }, &mut rogues, now);
+                    self.tell(BootPlaneEvent::RogueServer { address }, &mut memory.rogues);
                 }
             }
             match self.persist().await {
-                Ok(()) => sender.send_all(replies, &self.config).await,
+                Ok(()) => sender.send_all(out).await,
                 Err(fault) => tracing::error!("{fault}; DHCP clients get no answer until it can be written"),
             }
         }
     }
 
-    fn tell(&self, event: BootPlaneEvent, rogues: &mut Rogues, now: Timestamp) {
+    /// Answers one packet: at once, or when its address is proven free.
+    fn take(
+        &self,
+        packet: Vec<u8>,
+        source: SocketAddrV4,
+        port: Port,
+        memory: &mut Memory,
+        out: &mut Vec<Outgoing>,
+    ) {
+        let Answer { replies, mut events, unproven, firmware } = answer(
+            &packet,
+            source,
+            port,
+            &self.config,
+            &mut now(&self.leases),
+            &*self.directory,
+            Timestamp::now(),
+        );
+        for reply in replies {
+            let (Some(address), Some((wire, card))) = (unproven, &memory.arp) else {
+                out.push(Outgoing { port, firmware, reply });
+                continue;
+            };
+            let mac =
+                packet.get(28..34).and_then(|bytes| bytes.try_into().ok()).map_or(MacAddr([0; 6]), MacAddr);
+            let packet = packet.clone();
+            let offer = Offer { address, mac, packet, source, reply, event: events.pop(), firmware };
+            match memory.probes.hold(offer, self.config.probe, Instant::now()) {
+                Ok(true) => ask(wire, *card, address),
+                Ok(false) => {}
+                Err(offer) => {
+                    events.extend(offer.event);
+                    out.push(Outgoing { port, firmware, reply: offer.reply });
+                }
+            }
+        }
+        events.into_iter().for_each(|event| self.tell(event, &mut memory.rogues));
+    }
+
+    /// Offers whose address nobody claimed leave; the wire is asked again for the others.
+    fn let_out(&self, memory: &mut Memory, out: &mut Vec<Outgoing>) {
+        let clock = Instant::now();
+        if let Some((wire, card)) = &memory.arp {
+            memory.probes.unanswered(clock).into_iter().for_each(|address| ask(wire, *card, address));
+        }
+        for (address, held) in memory.probes.proven(clock) {
+            now(&self.leases).heard_nothing(address, Timestamp::now());
+            let Held { reply, event, firmware, .. } = held;
+            out.push(Outgoing { port: Port::Dhcp, firmware, reply });
+            event.into_iter().for_each(|event| self.tell(event, &mut memory.rogues));
+        }
+    }
+
+    /// Somebody has an address that we were about to offer: the client gets another one.
+    fn conflict(&self, address: Ipv4Addr, by: MacAddr, memory: &mut Memory, out: &mut Vec<Outgoing>) {
+        let Some(held) = memory.probes.taken(address, by) else { return };
+        tracing::warn!(
+            "{address} is in use by {by}, which did not get it from this server; it rests for ten minutes. Take it out \
+             of the pool, or give {by} another address"
+        );
+        now(&self.leases).decline(held.mac, address, Timestamp::now());
+        self.take(held.packet, held.source, Port::Dhcp, memory, out);
+    }
+
+    fn tell(&self, event: BootPlaneEvent, rogues: &mut Rogues) {
         if let BootPlaneEvent::RogueServer { address } = event {
             // Beside a proxy there is another server: the one that gives the addresses.
-            if self.config.mode != Mode::Authoritative || !rogues.is_news(address, now) {
+            if self.config.mode != Mode::Authoritative || !rogues.is_news(address, Timestamp::now()) {
                 return;
             }
             tracing::warn!(
@@ -120,14 +216,16 @@ impl Server {
         self.journal.record(event);
     }
 
-    async fn persist(&mut self) -> Result<(), LedgerError> {
-        let changes = self.leases.take_changes();
+    async fn persist(&self) -> Result<(), LedgerError> {
+        let (changes, known) = {
+            let mut leases = now(&self.leases);
+            (leases.take_changes(), leases.len())
+        };
         if changes.is_empty() {
             return Ok(());
         }
-        let anew =
-            self.ledger.lock().unwrap_or_else(PoisonError::into_inner).wants_compaction(self.leases.len());
-        let anew: Option<Vec<Lease>> = anew.then(|| self.leases.snapshot());
+        let anew = self.ledger.lock().unwrap_or_else(PoisonError::into_inner).wants_compaction(known);
+        let anew: Option<Vec<Lease>> = anew.then(|| now(&self.leases).snapshot());
         let ledger = self.ledger.clone();
         let written = tokio::task::spawn_blocking(move || {
             let mut ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
@@ -137,6 +235,27 @@ impl Server {
             }
         });
         written.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+    }
+}
+
+fn ask(wire: &AsyncWire, card: MacAddr, address: Ipv4Addr) {
+    if let Err(e) = wire.send(&question(address, card)) {
+        tracing::warn!("asking the wire who has {address}: {e}");
+    }
+}
+
+/// The next frame that claims an address.
+async fn claims(arp: Option<&(AsyncWire, MacAddr)>) -> io::Result<Option<(Ipv4Addr, MacAddr)>> {
+    let Some((wire, _)) = arp else { return std::future::pending().await };
+    let mut frame = [0; 64];
+    let length = wire.receive(&mut frame).await?;
+    Ok(claim(&frame[..length.min(64)]))
+}
+
+async fn due(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -162,89 +281,4 @@ fn drain(socket: &UdpSocket) -> Vec<(Vec<u8>, SocketAddrV4)> {
     })
     .take(BATCH)
     .collect()
-}
-
-struct Sender {
-    dhcp: UdpSocket,
-    boot_server: UdpSocket,
-    neighbours: Option<Neighbours>,
-    from: Ipv4Addr,
-    interface: u32,
-}
-
-impl Sender {
-    async fn send_all(self: &Arc<Self>, replies: Vec<(Port, Reply)>, config: &Config) {
-        if config.reply_delay.is_zero() {
-            for (port, reply) in replies {
-                self.send(port, reply).await;
-            }
-        } else if !replies.is_empty() {
-            let (sender, delay) = (self.clone(), config.reply_delay);
-            tokio::spawn(async move {
-                tokio::time::sleep(delay).await;
-                for (port, reply) in replies {
-                    sender.send(port, reply).await;
-                }
-            });
-        }
-    }
-
-    async fn send(&self, port: Port, reply: Reply) {
-        let everyone = SocketAddrV4::new(Ipv4Addr::BROADCAST, CLIENT_PORT);
-        let (to, routed) = match reply.to {
-            Destination::Socket(to) => (to, true),
-            Destination::Broadcast => (everyone, false),
-            Destination::Card(address, mac) => match &self.neighbours {
-                None => (everyone, false),
-                Some(neighbours) => match neighbours.learn(address, mac).await {
-                    Ok(()) => (SocketAddrV4::new(address, CLIENT_PORT), false),
-                    Err(e) => {
-                        tracing::warn!(
-                            "no neighbour entry for {mac} ({e}): broadcasting; give CAP_NET_ADMIN to avoid"
-                        );
-                        (everyone, false)
-                    }
-                },
-            },
-        };
-        let socket = match port {
-            Port::Dhcp => &self.dhcp,
-            Port::BootServer => &self.boot_server,
-        };
-        // A relay may be behind a gateway: there the kernel's routes choose; the socket is tied to the interface
-        // in any case.
-        let interface = if routed { 0 } else { self.interface as i32 };
-        let info = in_pktinfo {
-            ipi_ifindex: interface,
-            ipi_spec_dst: in_addr { s_addr: u32::from(self.from).to_be() },
-            ipi_addr: in_addr { s_addr: 0 },
-        };
-        let sent = socket
-            .async_io(Interest::WRITABLE, || {
-                let (payload, address) = ([IoSlice::new(&reply.bytes)], SockaddrIn::from(to));
-                let control = [ControlMessage::Ipv4PacketInfo(&info)];
-                sendmsg(socket.as_raw_fd(), &payload, &control, MsgFlags::empty(), Some(&address))
-                    .map_err(io::Error::from)
-            })
-            .await;
-        if let Err(e) = sent {
-            tracing::warn!("sending a DHCP reply to {to}: {e}");
-        }
-    }
-}
-
-/// Which foreign servers were reported lately.
-#[derive(Default)]
-struct Rogues(HashMap<Ipv4Addr, Timestamp>);
-
-impl Rogues {
-    fn is_news(&mut self, address: Ipv4Addr, now: Timestamp) -> bool {
-        self.0.retain(|_, since| now.duration_since(*since) < ROGUE_EVERY);
-        // A liar can invent server addresses without end.
-        let news = self.0.len() < 64 && !self.0.contains_key(&address);
-        if news {
-            self.0.insert(address, now);
-        }
-        news
-    }
 }

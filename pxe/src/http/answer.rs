@@ -1,6 +1,6 @@
 //! `GET /boot/script.ipxe?mac=` and `GET /v1/boot/answer?mac=`: what a machine boots.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Instant};
 
 use axum::{
     Json,
@@ -14,7 +14,7 @@ use labshift_model::{
 };
 use serde::Deserialize;
 
-use super::{Context, sentence};
+use super::{Context, owner, sentence};
 use crate::{
     script::{Script, script},
     store,
@@ -84,10 +84,15 @@ pub(super) async fn boot_answer(
         Err(refused) => return *refused,
     };
     // A new session is a write to the database: no place for a busy loop on some machine.
-    if !context.limiter.allows(peer.ip()) {
+    if !context.limiter.allows(peer.ip(), Instant::now()) {
         return super::report::too_many();
     }
-    match context.directory.answer(mac, peer.ip().to_canonical()) {
+    let peer = peer.ip().to_canonical();
+    if let Err(reason) = owner::check(&context, mac, peer).await {
+        tracing::warn!("{peer} asked for the boot answer of {mac}: {reason}");
+        return sentence(StatusCode::FORBIDDEN, reason);
+    }
+    match context.directory.answer(mac, peer) {
         Ok(answer) => ([(header::CACHE_CONTROL, "no-store")], Json(answer)).into_response(),
         Err(reason) => sentence(StatusCode::FORBIDDEN, reason),
     }

@@ -4,11 +4,11 @@
 
 mod answer;
 mod file;
-mod limit;
+mod owner;
 mod range;
 pub(crate) mod report;
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use axum::{
     Router,
@@ -22,11 +22,21 @@ use labshift_model::{
     paths,
 };
 
-use self::limit::Limiter;
-use crate::config::Config;
+use crate::{
+    config::Config,
+    dhcp::socket::Table,
+    limit::{Limiter, Rate},
+};
 
+/// Writes to the journal and the database, by address: a boot reports about a dozen stages.
+const WRITES: Rate = Rate { burst: 40.0, each_second: 4.0 };
 /// Largest boot report.
 const MAX_REPORT: usize = 256 * 1024;
+
+/// Allows each address so many writes.
+fn write_limiter() -> Limiter<IpAddr> {
+    Limiter::new(WRITES, IpAddr::from([0, 0, 0, 0]))
+}
 
 /// What the handlers share.
 #[derive(Clone)]
@@ -34,12 +44,20 @@ pub(crate) struct Context {
     pub config: Arc<Config>,
     pub directory: Arc<dyn Directory>,
     pub journal: Arc<dyn Journal>,
-    pub limiter: Arc<Limiter>,
+    pub leases: Table,
+    pub limiter: Arc<Limiter<IpAddr>>,
 }
 
 /// The routes. Serve them with `into_make_service_with_connect_info::<SocketAddr>()`.
-pub fn router(config: Arc<Config>, directory: Arc<dyn Directory>, journal: Arc<dyn Journal>) -> Router {
-    let context = Context { config, directory, journal, limiter: Arc::default() };
+/// `leases` tells whose address a request comes from.
+pub fn router(
+    config: Arc<Config>,
+    directory: Arc<dyn Directory>,
+    journal: Arc<dyn Journal>,
+    leases: Table,
+) -> Router {
+    let limiter = Arc::new(write_limiter());
+    let context = Context { config, directory, journal, leases, limiter };
     Router::new()
         .route(paths::IPXE_SCRIPT, get(answer::ipxe_script))
         .route(paths::BOOT_ANSWER, get(answer::boot_answer))

@@ -1,7 +1,7 @@
 //! `POST /v1/boot/report`, or a datagram: what a node saw before it had a root, or why it has none. Not authenticated, hence small,
 //! counted, and only ever written to the journal.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc, time::Instant};
 
 use axum::{
     body::Bytes,
@@ -12,7 +12,7 @@ use axum::{
 use labshift_model::boot::{BootPlaneEvent, BootReport, Journal};
 use tokio::net::UdpSocket;
 
-use super::{Context, limit::Limiter, sentence};
+use super::{Context, sentence, write_limiter};
 
 /// Longest log in a report, in bytes.
 const MAX_LOG: usize = 64 * 1024;
@@ -24,7 +24,7 @@ pub(super) async fn boot_report(
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     body: Bytes,
 ) -> Response {
-    if !context.limiter.allows(peer.ip()) {
+    if !context.limiter.allows(peer.ip(), Instant::now()) {
         return too_many();
     }
     match read(&body) {
@@ -49,7 +49,7 @@ fn read(body: &[u8]) -> Result<BootReport, (StatusCode, String)> {
 /// Takes the datagrams that init sends when it can't reach us over HTTP, or does not know us yet. They are worth what a report over
 /// HTTP is worth, and get no answer.
 pub(crate) async fn hear_datagrams(socket: UdpSocket, journal: Arc<dyn Journal>) -> io::Result<()> {
-    let limiter = Limiter::default();
+    let limiter = write_limiter();
     let mut bytes = vec![0; 64 * 1024];
     loop {
         let (length, peer) = match socket.recv_from(&mut bytes).await {
@@ -58,7 +58,7 @@ pub(crate) async fn hear_datagrams(socket: UdpSocket, journal: Arc<dyn Journal>)
             Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => continue,
             Err(e) => return Err(e),
         };
-        if !limiter.allows(peer.ip()) {
+        if !limiter.allows(peer.ip(), Instant::now()) {
             continue;
         }
         match read(&bytes[..length]) {

@@ -4,7 +4,6 @@ use std::{
     collections::HashMap,
     net::{IpAddr, Ipv4Addr, SocketAddrV4},
     path::Path,
-    sync::{Arc, Mutex},
 };
 
 use dhcproto::{
@@ -25,6 +24,7 @@ use labshift_pxe::{
         lease::Leases,
     },
 };
+use tokio::sync::watch;
 
 pub const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 pub const NOW: Timestamp = Timestamp::UNIX_EPOCH;
@@ -96,28 +96,31 @@ impl Directory for Site {
     }
 }
 
-#[derive(Clone, Default)]
-pub struct Notes(Arc<Mutex<Vec<BootPlaneEvent>>>);
+#[derive(Clone)]
+pub struct Notes(watch::Sender<Vec<BootPlaneEvent>>);
+
+impl Default for Notes {
+    fn default() -> Self {
+        Notes(watch::Sender::new(vec![]))
+    }
+}
 
 impl Journal for Notes {
     fn record(&self, event: BootPlaneEvent) {
-        self.0.lock().expect("the notes").push(event);
+        self.0.send_modify(|events| events.push(event));
     }
 }
 
 impl Notes {
-    /// Waits until an event fits; the notes are complete once whoever writes them is done.
+    /// Waits until an event fits.
     pub async fn wait_for(&self, fits: impl Fn(&BootPlaneEvent) -> bool) -> BootPlaneEvent {
-        loop {
-            if let Some(event) = self.all().into_iter().find(&fits) {
-                return event;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
+        let mut notes = self.0.subscribe();
+        let events = notes.wait_for(|events| events.iter().any(&fits)).await.expect("the journal");
+        events.iter().find(|event| fits(event)).cloned().expect("it is there")
     }
 
     pub fn all(&self) -> Vec<BootPlaneEvent> {
-        self.0.lock().expect("the notes").clone()
+        self.0.borrow().clone()
     }
 }
 

@@ -1,9 +1,20 @@
 //! HTTP over a real listener on the loopback.
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use jiff::{SignedDuration, Timestamp};
 
 use labshift_model::boot::{BootAnswer, BootPlaneEvent};
-use labshift_pxe::{Config, http::router};
+use labshift_pxe::{
+    Config,
+    dhcp::socket::{Table, now},
+    http::router,
+};
 use reqwest::{Client, StatusCode, header};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -11,7 +22,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::fake::{DISK, FIXED, GUEST, Notes, REFUSED, STRANGER, Site, publish};
+use crate::fake::{DISK, FIXED, GUEST, Notes, POOLED, REFUSED, STRANGER, Site, publish};
 
 const GUARD: Duration = Duration::from_secs(60);
 
@@ -21,6 +32,7 @@ struct Running {
     notes: Notes,
     generation: String,
     content: Vec<u8>,
+    table: Table,
     _store: tempfile::TempDir,
 }
 
@@ -32,12 +44,14 @@ async fn start() -> Running {
     let config = Config::new("lo", [127, 0, 0, 1].into(), 8, store.path().into(), state.into());
     let (notes, site) =
         (Notes::default(), Site { generation: generation.clone(), arguments: "debug".into() });
-    let routes = router(Arc::new(config), Arc::new(site), Arc::new(notes.clone()));
+    let table = Table::default();
+    now(&table).bind(FIXED, Ipv4Addr::LOCALHOST, 3600, Timestamp::now());
+    let routes = router(Arc::new(config), Arc::new(site), Arc::new(notes.clone()), table.clone());
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let service = routes.into_make_service_with_connect_info::<SocketAddr>();
     tokio::spawn(async move { axum::serve(listener, service).await });
-    Running { address, base: format!("http://{address}"), notes, generation, content, _store: store }
+    Running { address, base: format!("http://{address}"), notes, generation, content, table, _store: store }
 }
 
 impl Running {
@@ -149,6 +163,37 @@ async fn a_client_that_goes_away_is_noted_and_one_that_has_all_is_not() {
     assert!(reason.contains("went away"), "{reason}");
 }
 
+/// EDK2 has the file and resets the connection instead of closing it.
+#[tokio::test]
+async fn case_23_a_reset_after_the_last_byte_is_no_failed_transfer() {
+    let running = start().await;
+    for _ in 0..3 {
+        let mut stream = TcpStream::connect(running.address).await.expect("connecting");
+        let path = format!("/images/lab/{}/vmlinuz", running.generation);
+        let request = format!("GET {path} HTTP/1.1\r\nHost: 10.77.0.1\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("sending");
+        let mut answer = vec![];
+        while !answer.ends_with(b"kernel") {
+            let mut some = [0; 512];
+            let length = stream.read(&mut some).await.expect("receiving");
+            assert_ne!(length, 0);
+            answer.extend(&some[..length]);
+        }
+        nix::sys::socket::setsockopt(
+            &stream,
+            nix::sys::socket::sockopt::Linger,
+            &nix::libc::linger { l_onoff: 1, l_linger: 0 },
+        )
+        .expect("a reset at the end");
+        drop(stream);
+    }
+    // The server has seen the resets once a later request on a new connection is answered.
+    assert_eq!(running.text("/boot/script.ipxe?mac=nonsense").await.0, StatusCode::BAD_REQUEST);
+    let notes = running.notes.all();
+    assert_eq!(notes.len(), 3, "{notes:?}");
+    assert!(notes.iter().all(|e| matches!(e, BootPlaneEvent::Sent { bytes: 6, .. })), "{notes:?}");
+}
+
 #[tokio::test]
 async fn scripts_by_machine() {
     let running = start().await;
@@ -176,11 +221,29 @@ async fn init_gets_its_answer_or_a_sentence() {
     let (status, text) = running.text(&format!("/v1/boot/answer?mac={FIXED}&uuid=x")).await;
     let answer: BootAnswer = serde_json::from_str(&text).expect("an answer");
     assert_eq!((status, answer.attempt), (StatusCode::OK, 3));
+    now(&running.table).bind(DISK, Ipv4Addr::LOCALHOST, 3600, Timestamp::now());
     let (status, text) = running.text(&format!("/v1/boot/answer?mac={DISK}")).await;
     assert_eq!(
         (status, &text[..]),
         (StatusCode::FORBIDDEN, "02:00:00:00:00:05 may not boot: the room is closed\n")
     );
+}
+
+/// The answer carries the node's secret: nobody gets it by naming another machine's card.
+#[tokio::test]
+async fn an_answer_goes_only_to_the_address_that_the_machine_has() {
+    let running = start().await;
+    let answer = async || running.text(&format!("/v1/boot/answer?mac={FIXED}")).await;
+    assert_eq!(answer().await.0, StatusCode::OK);
+    let before = Timestamp::now() - SignedDuration::from_hours(2);
+    now(&running.table).bind(POOLED, Ipv4Addr::LOCALHOST, 3600, before);
+    let (status, text) = answer().await;
+    assert_eq!(status, StatusCode::FORBIDDEN, "the lease is over");
+    assert!(text.contains("127.0.0.1 is not leased by this server"), "{text}");
+    now(&running.table).bind(POOLED, Ipv4Addr::LOCALHOST, 3600, Timestamp::now());
+    let (status, text) = answer().await;
+    assert_eq!(status, StatusCode::FORBIDDEN);
+    assert!(text.contains("127.0.0.1 is the address of another machine"), "{text}");
 }
 
 #[tokio::test]

@@ -1,0 +1,159 @@
+//! Whole builds in a small world: locked ones, and ones that were killed.
+
+use std::{
+    fs,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::inotify::{AddWatchFlags, InitFlags, Inotify},
+};
+
+use super::*;
+use crate::{
+    inspect,
+    progress::Silent,
+    world::{RECIPE, World, options, packages},
+};
+
+fn write_lock(world: &World) -> PathBuf {
+    let lock = lock(&world.path("tiny.toml"), &world.sources(), &Silent).unwrap();
+    let path = world.path("tiny.lock");
+    fs::write(&path, lock.to_bytes()).unwrap();
+    path
+}
+
+#[test]
+fn a_lock_and_a_warm_cache_need_no_mirror() {
+    let world = World::new();
+    let path = write_lock(&world);
+    let built = build(&BuildOptions { locked: Some(path.clone()), ..world.options() }, &Silent).unwrap();
+    assert_eq!(built.published, Published::New);
+    let lock = Lock::from_bytes(&fs::read(&path).unwrap()).unwrap();
+    let names: Vec<_> = lock.packages.iter().map(|p| p.name.as_str()).collect();
+    assert_eq!(names, ["base-passwd", "libfoo", "linux-image-test", "tool"]);
+    assert!(lock.packages.iter().all(|p| p.size > 0 && lock.archives[p.archive].suite == "trixie"));
+
+    // The mirror moved on, and is not even asked.
+    let mut newer = packages();
+    newer.iter_mut().find(|p| p.0 == "tool").unwrap().1 = "3.0";
+    world.publish(&newer);
+    world.asked.lock().unwrap().clear();
+    let again = build(&BuildOptions { locked: Some(path.clone()), ..world.options() }, &Silent).unwrap();
+    assert_eq!((again.published, &again.generation), (Published::AlreadyThere, &built.generation));
+    assert_eq!(*world.asked.lock().unwrap(), [""; 0]);
+    let unlocked = build(&world.options(), &Silent).unwrap();
+    assert_ne!(unlocked.generation, built.generation);
+
+    world.recipe(&RECIPE.replace("\"tool\"]", "\"tool\", \"libbar\"]"));
+    let error =
+        build(&BuildOptions { locked: Some(path), ..world.options() }, &Silent).unwrap_err().to_string();
+    assert!(error.contains("lacks package libbar"), "{error}");
+}
+
+/// Builds in the world whose directory the environment names; otherwise it is not a test at all.
+#[test]
+#[allow(clippy::disallowed_methods, reason = "how a test hands its child the place to work in")]
+fn child() {
+    let Some(directory) = std::env::var_os("LABSHIFT_TEST_WORLD") else { return };
+    let directory = PathBuf::from(directory);
+    build(&options(&directory, &[], Some(directory.join("tiny.lock"))), &Silent).unwrap();
+}
+
+fn start_child(directory: &Path) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "build::tests::child", "--nocapture"])
+        .env("LABSHIFT_TEST_WORLD", directory)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+/// Lets a build go on until something below `directory` has changed `changes` times, and kills it then. False when
+/// it ended before.
+fn killed_after(directory: &Path, changes: usize) -> bool {
+    let inotify = Inotify::init(InitFlags::IN_CLOEXEC).unwrap();
+    let flags = AddWatchFlags::IN_CREATE
+        | AddWatchFlags::IN_MOVED_TO
+        | AddWatchFlags::IN_MODIFY
+        | AddWatchFlags::IN_DELETE
+        | AddWatchFlags::IN_CLOSE_WRITE;
+    let mut watched = std::collections::HashMap::new();
+    let watch = |path: &Path, watched: &mut std::collections::HashMap<_, PathBuf>| {
+        if let Ok(descriptor) = inotify.add_watch(path, flags) {
+            watched.insert(descriptor, path.to_owned());
+        }
+    };
+    for part in ["store", "store/tmp", "store/images", "store/images/tiny", "store/channels", "store/keys"] {
+        fs::create_dir_all(directory.join(part)).unwrap();
+        watch(&directory.join(part), &mut watched);
+    }
+    watch(&directory.join("cache/tmp"), &mut watched);
+    let mut child = start_child(directory);
+    let output = child.stdout.take().unwrap();
+    let mut seen = 0;
+    let killed = loop {
+        let mut wait = [
+            PollFd::new(inotify.as_fd(), PollFlags::POLLIN),
+            PollFd::new(output.as_fd(), PollFlags::empty()),
+        ];
+        poll(&mut wait, PollTimeout::NONE).unwrap();
+        let ended = wait[1].any().unwrap_or(false);
+        if wait[0].any().unwrap_or(false) {
+            for event in inotify.read_events().unwrap() {
+                if let (Some(parent), Some(name)) = (watched.get(&event.wd).cloned(), &event.name) {
+                    watch(&parent.join(name), &mut watched);
+                }
+                seen += 1;
+            }
+        }
+        if seen >= changes {
+            break true;
+        }
+        if ended {
+            break false;
+        }
+    };
+    child.kill().unwrap();
+    child.wait().unwrap();
+    killed
+}
+
+/// Killed wherever it was: what is published stays whole, and the next build succeeds.
+#[test]
+fn a_build_may_be_killed_at_any_point() {
+    let world = World::new();
+    write_lock(&world);
+    let directory = world.directory.path();
+    // Fills the cache; its store is thrown away, so that the first of the killed ones makes the key.
+    build(&options(directory, &[world.mirror.clone()], Some(world.path("tiny.lock"))), &Silent).unwrap();
+    fs::remove_dir_all(world.path("store")).unwrap();
+    let (mut kills, mut changes) = (0, 1);
+    loop {
+        // Each one would be a generation of its own.
+        world.recipe(&RECIPE.replace("hello", &format!("hello {changes}")));
+        let killed = killed_after(directory, changes);
+        let store = Store::open(&world.path("store")).unwrap();
+        for generation in store.generations("tiny") {
+            inspect(&store, "tiny", Some(&generation)).unwrap();
+        }
+        if let Ok(generation) = store.channel("tiny") {
+            inspect(&store, "tiny", Some(&generation)).unwrap();
+        }
+        if !killed {
+            break;
+        }
+        (kills, changes) = (kills + 1, changes + 1);
+    }
+    assert!(kills > 20, "only {kills}");
+    world.recipe(RECIPE);
+    let built = build(&world.options(), &Silent).unwrap();
+    let store = Store::open(&world.path("store")).unwrap();
+    assert_eq!(inspect(&store, "tiny", None).unwrap().generation, built.generation);
+    assert_eq!(fs::read_dir(world.path("store/tmp")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(world.path("cache/tmp")).unwrap().count(), 0);
+}
