@@ -92,6 +92,10 @@ pub struct Behaviour {
     pub die_after: Vec<u64>,
     /// The server is dead now.
     pub dead: bool,
+    /// Other files that it serves, by path.
+    pub files: Vec<(&'static str, PathBuf)>,
+    /// Bytes of root and files that it has sent.
+    pub sent: u64,
 }
 
 struct Shared {
@@ -141,6 +145,11 @@ impl Server {
     /// Waits until the server has died.
     pub fn died(&self) {
         self.wait("its end", |behaviour, _| behaviour.dead.then_some(()));
+    }
+
+    /// Bytes of root and files that it has sent so far.
+    pub fn sent(&self) -> u64 {
+        self.shared.lock().0.sent
     }
 
     /// The server is back.
@@ -210,7 +219,16 @@ fn converse(shared: &Shared, mut stream: TcpStream) -> std::io::Result<()> {
     } else if let Some((from, to)) = range {
         send_root(shared, &mut stream, from, to)
     } else {
-        reply("404 Not Found", &[])
+        let wanted = first.split(' ').nth(1).unwrap_or_default();
+        let file =
+            shared.lock().0.files.iter().find(|(path, _)| *path == wanted).map(|(_, file)| file.clone());
+        let Some(file) = file else { return reply("404 Not Found", &[]) };
+        let mut file = File::open(file)?;
+        let length = file.metadata()?.len();
+        write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n")?;
+        let sent = std::io::copy(&mut file, &mut stream)?;
+        shared.lock().0.sent += sent;
+        Ok(())
     }
 }
 
@@ -241,10 +259,12 @@ fn send_root(shared: &Shared, stream: &mut TcpStream, from: u64, to: u64) -> std
         })
     };
     if let Some(at) = dies {
+        shared.lock().0.sent += at - from;
         stream.write_all(&bytes[..(at - from) as usize])?;
         shared.changed.notify_all();
         return Ok(());
     }
+    shared.lock().0.sent += bytes.len() as u64;
     stream.write_all(&bytes)
 }
 
@@ -272,11 +292,20 @@ pub struct Setup<'a> {
     pub arguments: String,
     /// More of QEMU's arguments.
     pub more: &'a [&'a str],
+    /// Directory of another `vmlinuz` and `initrd.img`; nothing goes over them.
+    pub foreign: Option<PathBuf>,
 }
 
 impl Default for Setup<'_> {
     fn default() -> Self {
-        Setup { memory: 768, cable: Cable::User, overlay: &[], arguments: String::new(), more: &[] }
+        Setup {
+            memory: 768,
+            cable: Cable::User,
+            overlay: &[],
+            arguments: String::new(),
+            more: &[],
+            foreign: None,
+        }
     }
 }
 
@@ -294,9 +323,12 @@ impl Bare {
         let directory = root().join("target/test-lab").join(format!("bare-{name}"));
         drop(fs::remove_dir_all(&directory));
         fs::create_dir_all(&directory).expect("making the machine's directory");
-        let mut initrd = fs::read(image("lab").join("initrd.img")).expect("reading the initramfs");
-        initrd.resize(initrd.len().next_multiple_of(4), 0);
-        initrd.extend(overlay(setup.overlay));
+        let from = setup.foreign.clone().unwrap_or_else(|| image("lab"));
+        let mut initrd = fs::read(from.join("initrd.img")).expect("reading the initramfs");
+        if setup.foreign.is_none() {
+            initrd.resize(initrd.len().next_multiple_of(4), 0);
+            initrd.extend(overlay(setup.overlay));
+        }
         fs::write(directory.join("initrd.img"), initrd).expect("writing the initramfs");
         let listen =
             |what: &str| UnixListener::bind(short(&directory).join(what)).expect("listening for QEMU");
@@ -307,7 +339,7 @@ impl Bare {
             .args("-device virtio-vga,xres=1280,yres=800 -device virtio-rng-pci -chardev socket,id=s,path=serial".split(' '))
             .args("-serial chardev:s -chardev socket,id=q,path=qmp -mon chardev=q,mode=control".split(' '))
             .args(["-m", &setup.memory.to_string(), "-initrd", "initrd.img", "-kernel"])
-            .arg(image("lab").join("vmlinuz"))
+            .arg(from.join("vmlinuz"))
             .args(["-append", &format!("console=tty0 console=ttyS0 quiet loglevel=3 {}", setup.arguments)])
             .args(setup.more)
             .current_dir(&directory)
