@@ -6,7 +6,7 @@ TOOLS := target/tools
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test test-unit test-lab check fuzz bench bench-image bench-boot-server clean
+.PHONY: help deps build demo test test-unit test-lab check fuzz bench bench-boot bench-boot-server bench-image clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -32,6 +32,7 @@ test-unit: build ## tests that need no machine
 
 test-lab: build ## tests that boot workstations in QEMU, one after the other
 	$(CARGO) test --release --locked -p labshift-tests --test day --test boot -- --test-threads=1 --nocapture
+	$(CARGO) test --release --locked -p labshift-tests --test failures -- --test-threads=3
 
 check: deps ## formatting, lints, docs, licences, and which crate may use which
 	$(CARGO) fmt --all --check
@@ -49,6 +50,10 @@ fuzz: ## search for inputs that break a parser: make fuzz [FUZZ=dhcp_server] [SE
 	@[ -x $(TOOLS)/bin/cargo-fuzz ] || $(CARGO) install --quiet --locked --root $(TOOLS) cargo-fuzz@0.13.2
 	@for t in $(TARGET_NAMES); do mkdir -p target/fuzz/$$t; echo "fuzz: $$t"; RUSTC_BOOTSTRAP=1 PATH=$(TOOLS)/bin:$$PATH \
 	  $(CARGO) fuzz run $$t target/fuzz/$$t fuzz/corpus/$$t -- -max_total_time=$(SECONDS) -rss_limit_mb=2048 -print_final_stats=1 || exit 1; done
+
+bench-boot: build ## time to ready, memory, processes and bytes of a boot, against Debian live-boot (run scripts/deps bench first)
+	$(SUDO) scripts/peer-live target/bench/peer || echo 'bench-boot: measured without its peer'
+	$(CARGO) run --release --locked -p labshift-tests --bin bench-boot
 
 bench: build ## boot and mode-change figures, measured in the lab
 	$(SUDO) target/release/labshift lab bench --recipes recipes --store target/lab/store --output target/bench

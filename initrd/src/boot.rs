@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicUsize},
     time::{Duration, Instant},
 };
 
@@ -15,6 +16,7 @@ use labshift_model::{
 use ureq::Agent;
 
 use crate::{
+    blocks::{Blocks, Policy},
     cmdline::{Cmdline, DiskRoot, RootSource},
     dhcp::Lease,
     failure::{Code, Halt, backoff_seconds},
@@ -25,7 +27,7 @@ use crate::{
     link::{self, Port},
     modules::Loader,
     mount::{self, Upper},
-    netlink, server, sys,
+    nbd, netlink, server, sys,
     verity::Shape,
 };
 
@@ -194,20 +196,24 @@ fn from_network(
             short(&answer.generation)
         ),
     );
-    std::thread::scope(|scope| {
+    let blocks = std::thread::scope(|scope| {
         // The first report travels while the root comes.
         scope.spawn(|| known.report(agent));
-        fetch_and_mount(agent, &server, &answer, &manifest)
+        fetch_and_mount(agent, &server, &answer, &manifest, cmdline, loader)
     })?;
     enter_root()?;
-    Ok(handover::for_node(
+    if let Some(blocks) = &blocks {
+        blocks.be_patient();
+    }
+    let handover = handover::for_node(
         &answer,
         &manifest,
         &server,
         &keys,
         lease.network(&port.name, port.mac),
         agent.clone(),
-    ))
+    );
+    Ok(Handover { blocks, ..handover })
 }
 
 /// Finds the ports and sets them all up.
@@ -290,42 +296,50 @@ fn set_clock(answer: &BootAnswer) {
     }
 }
 
+/// Mounts the root. Returns where its blocks come from, when they are not all here.
 fn fetch_and_mount(
     agent: &Agent,
     server: &str,
     answer: &BootAnswer,
     manifest: &Manifest,
-) -> Result<(), Halt> {
+    cmdline: &Cmdline,
+    loader: &mut Loader,
+) -> Result<Option<Arc<Blocks>>, Halt> {
     let image = format!("image {} generation {}", answer.image, short(&answer.generation));
     let halt = |code, why: String| Halt::new(Stage::RootFetched, code, format!("{image}: {why}"));
     let shape = Shape::of(&manifest.root).map_err(|why| halt(Code::Manifest, why.to_string()))?;
     let bytes = shape.data_size() + shape.tree_size();
     let free =
         fs::read_to_string("/proc/meminfo").ok().and_then(|t| mount::available_memory(&t)).unwrap_or(0);
-    if free < bytes + SPARE_MEMORY {
+    let kept = if cmdline.policy == Policy::Lazy { shape.tree_size() } else { bytes };
+    if free < kept + SPARE_MEMORY {
         let sentence = format!(
             "the root needs {} MiB and {} MiB to work in, {} MiB are free",
-            bytes >> 20,
+            kept >> 20,
             SPARE_MEMORY >> 20,
             free >> 20
         );
         return Err(halt(Code::Memory, sentence));
     }
+    let servers = [server].into_iter().chain(cmdline.mirrors.iter().map(String::as_str));
+    let path = format!("{}/{}/{}/{}", paths::IMAGES, answer.image, answer.generation, paths::ROOT);
+    let source = Source {
+        agent: agent.clone(),
+        urls: servers.map(|server| format!("{server}{path}")).collect(),
+        current: AtomicUsize::new(0),
+        pause: Duration::from_secs(1),
+        workers: processors(),
+    };
+    if cmdline.policy != Policy::Whole {
+        return mount_as_it_comes(source, shape, cmdline.policy, loader, &image).map(Some);
+    }
     let file = mount::root_file(bytes).map_err(|why| halt(Code::Memory, format!("{why:#}")))?;
-    let url = format!("{server}{}/{}/{}/{}", paths::IMAGES, answer.image, answer.generation, paths::ROOT);
     JOURNAL.say(
         "root",
         &format!("fetching {} MiB from {server}, {} MiB of memory are free", bytes >> 20, free >> 20),
     );
-    let source = Source { agent, url: &url, pause: Duration::from_secs(1), workers: processors() };
-    let fetched = fetch::fetch(&source, shape.clone(), &file).map_err(|why| {
-        let code = match why {
-            FetchError::Mismatch(_) => Code::RootHash,
-            FetchError::Write(_) => Code::Memory,
-            FetchError::Status { .. } | FetchError::Broken { .. } => Code::RootFetch,
-        };
-        halt(code, why.to_string())
-    })?;
+    let fetched = fetch::fetch(&source, shape.clone(), &file)
+        .map_err(|why| halt(Code::of_fetch(&why), why.to_string()))?;
     let seconds = fetched.took.as_secs_f64().max(0.001);
     let rate = fetched.bytes as f64 / 1e6 / seconds;
     let resumed =
@@ -335,7 +349,37 @@ fn fetch_and_mount(
         &format!("{} MiB verified in {seconds:.1} s, {rate:.0} MB/s{resumed}", fetched.bytes >> 20),
     );
     let mounted = mount::verified_file(&file, &shape).and_then(|d| mount::mount_root(&d));
-    mounted.map_err(|why| Halt::new(Stage::RootMounted, Code::Mount, format!("{image}: {why:#}")))
+    mounted.map_err(|why| Halt::new(Stage::RootMounted, Code::Mount, format!("{image}: {why:#}")))?;
+    Ok(None)
+}
+
+/// Mounts a root of which nothing is here but its hash tree; the blocks come as they are read.
+fn mount_as_it_comes(
+    source: Source,
+    shape: Shape,
+    policy: Policy,
+    loader: &mut Loader,
+    image: &str,
+) -> Result<Arc<Blocks>, Halt> {
+    loader.load("nbd").map_err(|e| Halt::new(Stage::RootMounted, Code::Module, e.to_string()))?;
+    let fetch_failed =
+        |stage, why: &FetchError| Halt::new(stage, Code::of_fetch(why), format!("{image}: {why}"));
+    let blocks = Blocks::open(source, shape.clone(), policy);
+    let blocks = Arc::new(blocks.map_err(|why| fetch_failed(Stage::RootFetched, &why))?);
+    let mib = blocks.size() >> 20;
+    JOURNAL.reached(Stage::RootFetched, &format!("the hash tree; {mib} MiB come as they are read"));
+    let mounted = nbd::attach(Path::new("/dev"), &blocks)
+        .context("attaching the network block device")
+        .and_then(|device| mount::verified_device(&device, &shape))
+        .and_then(|verified| mount::mount_root(&verified));
+    match mounted {
+        Ok(()) => Ok(blocks),
+        // What the kernel calls an input/output error has a better name.
+        Err(why) => Err(match blocks.fault() {
+            Some(fault) => fetch_failed(Stage::RootMounted, &fault),
+            None => Halt::new(Stage::RootMounted, Code::Mount, format!("{image}: {why:#}")),
+        }),
+    }
 }
 
 fn from_disk(

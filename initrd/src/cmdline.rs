@@ -7,6 +7,8 @@ use std::net::SocketAddrV4;
 
 use labshift_model::MacAddr;
 
+use crate::blocks::Policy;
+
 /// Where the root file system comes from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum RootSource {
@@ -54,6 +56,10 @@ pub struct Cmdline {
     pub retry_seconds: Option<u64>,
     /// `labshift.attempts=N`: failures before the machine reboots.
     pub attempts: Option<u32>,
+    /// `labshift.policy=whole|full|lazy`: how much of the root is kept in memory, and when it comes.
+    pub policy: Policy,
+    /// `labshift.mirror=http://IP:PORT`, as often as there are: servers that hold the images, too.
+    pub mirrors: Vec<String>,
     /// Guest identity, in a guest.
     pub guest: Option<GuestIdentity>,
 }
@@ -85,6 +91,16 @@ pub fn parse(text: &str) -> Result<Cmdline, Vec<String>> {
             "labshift.server" => match server_url(&value) {
                 Some(url) => found.server = Some(url),
                 None => fault("a base URL like http://10.0.0.1:8080"),
+            },
+            "labshift.mirror" => match server_url(&value) {
+                Some(url) => found.mirrors.push(url),
+                None => fault("a base URL like http://10.0.0.1:8080"),
+            },
+            "labshift.policy" => match value.as_str() {
+                "whole" => found.policy = Policy::Whole,
+                "full" => found.policy = Policy::Full,
+                "lazy" => found.policy = Policy::Lazy,
+                _ => fault("\"whole\", \"full\" or \"lazy\""),
             },
             "labshift.mac" => match value.parse() {
                 Ok(mac) => found.port = Some(mac),
@@ -177,7 +193,7 @@ mod tests {
     fn reads_a_node_and_a_guest() {
         let node = parse(&format!(
             "BOOT_IMAGE=vmlinuz quiet console=ttyS0 labshift.server=http://10.0.2.2:8080/ BOOTIF=01-52-54-00-12-34-56 \
-             labshift.roothash={HASH} labshift.retry=1"
+             labshift.roothash={HASH} labshift.retry=1 labshift.policy=full labshift.mirror=http://10.0.2.3"
         ))
         .unwrap();
         assert_eq!(node.root, RootSource::Network);
@@ -185,6 +201,7 @@ mod tests {
         assert_eq!(node.port.unwrap().to_string(), "52:54:00:12:34:56");
         assert_eq!(node.root_hash, Some(HASH.to_ascii_lowercase()));
         assert_eq!(node.retry_seconds, Some(1));
+        assert_eq!((node.policy, node.mirrors), (Policy::Full, vec!["http://10.0.2.3:80".to_owned()]));
 
         let guest = parse(&format!(
             "labshift.root=disk labshift.roothash={HASH} labshift.datasize=8192 labshift.salt=00ff \
@@ -215,6 +232,8 @@ mod tests {
             ("labshift.datasize=100", "labshift.datasize"),
             ("labshift.salt=abc", "labshift.salt"),
             ("labshift.retry=never", "labshift.retry"),
+            ("labshift.policy=most", "labshift.policy"),
+            ("labshift.mirror=ftp://x", "labshift.mirror"),
             ("labshift.attempts=0", "labshift.attempts"),
         ] {
             let faults = parse(text).unwrap_err();

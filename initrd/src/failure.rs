@@ -5,7 +5,7 @@ use labshift_model::{
     boot::{Failure, Stage},
 };
 
-use crate::{journal::stage_name, page::Page};
+use crate::{fetch::FetchError, journal::stage_name, page::Page};
 
 /// Kinds of boot failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +55,15 @@ impl Code {
             Code::Mount => "MOUNT",
             Code::Services => "SERVICES",
             Code::Internal => "INTERNAL",
+        }
+    }
+
+    /// The kind of a fetch's failure.
+    pub fn of_fetch(why: &FetchError) -> Code {
+        match why {
+            FetchError::Mismatch(_) => Code::RootHash,
+            FetchError::Write(_) => Code::Memory,
+            FetchError::Status { .. } | FetchError::Broken { .. } => Code::RootFetch,
         }
     }
 

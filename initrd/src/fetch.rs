@@ -14,7 +14,7 @@ use std::{
     os::unix::fs::FileExt,
     sync::{
         Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc,
     },
     time::{Duration, Instant},
@@ -75,11 +75,13 @@ pub struct Fetched {
 
 /// Where the root is and how patient to be.
 #[derive(Debug)]
-pub struct Source<'a> {
+pub struct Source {
     /// HTTP client.
-    pub agent: &'a Agent,
-    /// URL of the file.
-    pub url: &'a str,
+    pub agent: Agent,
+    /// URLs of the file, the preferred one first. One that brings nothing is left for the next.
+    pub urls: Vec<String>,
+    /// Which of them is used now.
+    pub current: AtomicUsize,
     /// Unit of the back-off between tries; a second in real life.
     pub pause: Duration,
     /// Worker threads.
@@ -87,7 +89,7 @@ pub struct Source<'a> {
 }
 
 /// Fetches data and tree into `file` at their places.
-pub fn fetch(source: &Source<'_>, shape: Shape, file: &File) -> Result<Fetched, FetchError> {
+pub fn fetch(source: &Source, shape: Shape, file: &File) -> Result<Fetched, FetchError> {
     let begin = Instant::now();
     let (data_size, tree_size) = (shape.data_size(), shape.tree_size());
     let mut tree = Vec::with_capacity(tree_size as usize);
@@ -106,7 +108,7 @@ pub fn fetch(source: &Source<'_>, shape: Shape, file: &File) -> Result<Fetched, 
     Ok(Fetched { bytes: data_size + tree_size, took: begin.elapsed(), resumed })
 }
 
-impl Source<'_> {
+impl Source {
     fn fetch_data(&self, leaves: &Leaves, file: &File) -> Result<u32, FetchError> {
         let fault: Mutex<Option<FetchError>> = Mutex::new(None);
         let stop = AtomicBool::new(false);
@@ -165,7 +167,12 @@ impl Source<'_> {
 
     /// Streams bytes `from..to` into `take`, over as many connections as it needs; returns how often it resumed. `take` returns
     /// false to stop.
-    fn stream(&self, from: u64, to: u64, take: &mut dyn FnMut(&[u8]) -> bool) -> Result<u32, FetchError> {
+    pub(crate) fn stream(
+        &self,
+        from: u64,
+        to: u64,
+        take: &mut dyn FnMut(&[u8]) -> bool,
+    ) -> Result<u32, FetchError> {
         let (mut at, mut resumed, mut barren) = (from, 0, 0);
         loop {
             let before = at;
@@ -176,6 +183,9 @@ impl Source<'_> {
                 Err(Interrupted::Again(why)) => why,
             };
             barren = if at > before { 0 } else { barren + 1 };
+            if barren > 0 {
+                self.current.fetch_add(1, Ordering::Relaxed);
+            }
             if barren >= BARREN_TRIES {
                 return Err(self.broken(at, to, barren, why));
             }
@@ -184,8 +194,13 @@ impl Source<'_> {
         }
     }
 
+    fn url(&self) -> &str {
+        let current = self.current.load(Ordering::Relaxed) % self.urls.len().max(1);
+        self.urls.get(current).map(String::as_str).unwrap_or_default()
+    }
+
     fn broken(&self, at: u64, total: u64, tries: u32, why: String) -> FetchError {
-        FetchError::Broken { url: self.url.to_owned(), at, total, tries, why }
+        FetchError::Broken { url: self.url().to_owned(), at, total, tries, why }
     }
 
     /// One connection. `Ok(true)`: all bytes are there.
@@ -197,14 +212,14 @@ impl Source<'_> {
     ) -> Result<bool, Interrupted> {
         let again = |e: &dyn std::fmt::Display| Interrupted::Again(e.to_string());
         let range = format!("bytes={}-{}", *at, to - 1);
-        let request = self.agent.get(self.url).header("range", range).config();
+        let request = self.agent.get(self.url()).header("range", range).config();
         let response = request.timeout_per_read(Some(Duration::from_secs(20))).build().call();
         let response = response.map_err(|e| again(&e))?;
         match response.status() {
             StatusCode::PARTIAL_CONTENT => {}
             status if status.is_server_error() => return Err(again(&status)),
             status => {
-                return Err(Interrupted::Final(FetchError::Status { url: self.url.to_owned(), status }));
+                return Err(Interrupted::Final(FetchError::Status { url: self.url().to_owned(), status }));
             }
         }
         let mut body = response.into_body().into_reader();
@@ -246,11 +261,15 @@ mod tests {
     use std::{
         io::{BufRead, BufReader, Write},
         net::TcpListener,
-        sync::{Arc, atomic::AtomicUsize},
+        sync::Arc,
     };
 
     use super::*;
-    use crate::{server::agent, verity};
+    use crate::{
+        blocks::{Blocks, Policy},
+        server::agent,
+        verity,
+    };
 
     /// Serves `body` by ranges. `cut` connections end after `cut_after` bytes of their body.
     fn serve(body: Vec<u8>, cut: usize, cut_after: usize) -> (String, Arc<AtomicUsize>) {
@@ -285,6 +304,16 @@ mod tests {
         (url, served)
     }
 
+    fn source(urls: Vec<String>) -> Source {
+        Source {
+            agent: agent(),
+            urls,
+            current: AtomicUsize::new(0),
+            pause: Duration::from_millis(1),
+            workers: 2,
+        }
+    }
+
     fn image(blocks: usize) -> (Vec<u8>, Shape) {
         let data: Vec<u8> = (0..blocks * BLOCK).map(|i| (i % 253) as u8 ^ (i / BLOCK) as u8).collect();
         let (tree, root_hash) = verity::build(&data, &[1]);
@@ -299,8 +328,7 @@ mod tests {
         cut_after: usize,
     ) -> (Result<Fetched, FetchError>, Vec<u8>, usize) {
         let (url, served) = serve(body, cut, cut_after);
-        let agent = agent();
-        let source = Source { agent: &agent, url: &url, pause: Duration::from_millis(1), workers: 2 };
+        let source = source(vec![url]);
         let path = std::env::temp_dir().join(format!(
             "labshift-fetch-{}-{:?}",
             std::process::id(),
@@ -328,6 +356,77 @@ mod tests {
         let (result, bytes, _) = run(body.clone(), shape, 5, 300_001);
         assert!(result.unwrap().resumed >= 4);
         assert!(bytes == body);
+    }
+
+    #[test]
+    fn another_server_takes_over_where_the_first_died() {
+        let (body, shape) = image(700);
+        let (dies, asked) = serve(body.clone(), 1000, 0);
+        let (lives, _) = serve(body.clone(), 0, 0);
+        let blocks = Blocks::open(source(vec![dies, lives]), shape, Policy::Lazy).unwrap();
+        let mut bytes = vec![0; 9000];
+        blocks.read(123_456, &mut bytes).unwrap();
+        assert!(bytes == body[123_456..][..9000]);
+        assert_eq!(asked.load(Ordering::SeqCst), 1, "a server that brings nothing is left");
+    }
+
+    #[test]
+    fn a_root_comes_as_it_is_read_and_then_needs_no_server() {
+        let (body, shape) = image(700);
+        let (url, served) = serve(body.clone(), 0, 0);
+        let blocks = Arc::new(Blocks::open(source(vec![url]), shape, Policy::Full).unwrap());
+        assert_eq!(blocks.size(), body.len() as u64);
+        // Several readers of the same place: one request.
+        let readers: Vec<_> = (0..4)
+            .map(|_| {
+                let (blocks, body) = (blocks.clone(), body.clone());
+                std::thread::spawn(move || {
+                    let mut bytes = vec![0; 5000];
+                    blocks.read(1_000_000, &mut bytes).unwrap();
+                    assert!(bytes == body[1_000_000..][..5000]);
+                })
+            })
+            .collect();
+        readers.into_iter().for_each(|r| r.join().unwrap());
+        assert_eq!(served.load(Ordering::SeqCst), 2, "the tree and one chunk");
+        assert!(blocks.fetched() < 400_000);
+        assert!(blocks.fetch_rest(Duration::ZERO));
+        let before = served.load(Ordering::SeqCst);
+        let mut all = vec![0; body.len()];
+        blocks.read(0, &mut all).unwrap();
+        assert!(all == body);
+        assert_eq!(served.load(Ordering::SeqCst), before, "everything was there");
+        assert!(blocks.read(body.len() as u64 - 10, &mut [0; 20]).is_err(), "past the end");
+    }
+
+    #[test]
+    fn a_lazy_root_keeps_little_and_fetches_again() {
+        let (body, shape) = image(3200);
+        let (url, served) = serve(body.clone(), 0, 0);
+        let blocks = Blocks::open(source(vec![url]), shape, Policy::Lazy).unwrap();
+        let mut all = vec![0; body.len()];
+        blocks.read(0, &mut all).unwrap();
+        assert!(all == body);
+        let before = served.load(Ordering::SeqCst);
+        assert!(before < 30, "reads in a row are fetched together: {before}");
+        blocks.read(body.len() as u64 - 9_000_000, &mut all[..100]).unwrap();
+        blocks.read(0, &mut all[..100]).unwrap();
+        assert!(served.load(Ordering::SeqCst) > before);
+    }
+
+    #[test]
+    fn a_flipped_byte_is_found_when_it_is_read() {
+        let (mut body, shape) = image(700);
+        body[612 * BLOCK + 99] ^= 4;
+        let (url, _) = serve(body, 0, 0);
+        let blocks = Blocks::open(source(vec![url]), shape, Policy::Full).unwrap();
+        assert!(blocks.read(0, &mut [0; 4096]).is_ok());
+        assert!(blocks.read(612 * BLOCK as u64, &mut [0; 4096]).is_err());
+        assert!(matches!(
+            blocks.fault(),
+            Some(FetchError::Mismatch(Mismatch::Data { block: 612, total: 700 }))
+        ));
+        assert!(!blocks.fetch_rest(Duration::ZERO));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::{
     net::Ipv4Addr,
     os::unix::fs::{OpenOptionsExt, PermissionsExt, chown},
     path::Path,
+    sync::Arc,
     time::Duration,
 };
 
@@ -22,6 +23,7 @@ use sha2::{Digest, Sha256};
 use ureq::Agent;
 
 use crate::{
+    blocks::Blocks,
     cmdline::{Cmdline, GuestIdentity},
     dhcp::Lease,
     journal::JOURNAL,
@@ -49,6 +51,8 @@ pub struct Handover {
     pub show_output: bool,
     /// Where to report.
     pub reporter: Option<Reporter>,
+    /// Where the root's blocks come from, when they are not all here.
+    pub blocks: Option<Arc<Blocks>>,
     /// Modules to load besides what the hardware asks for.
     pub modules: Vec<String>,
 }
@@ -129,6 +133,7 @@ pub fn for_node(
         }),
         network: Some(network),
         show_output: true,
+        blocks: None,
         modules: manifest.modules.clone(),
     }
 }
@@ -151,6 +156,7 @@ pub fn for_guest(cmdline: &Cmdline, found: Option<(Port, Lease)>) -> Result<Hand
         network: network.map(|(n, _)| n),
         show_output: true,
         reporter: None,
+        blocks: None,
         modules: vec![],
     })
 }

@@ -16,6 +16,7 @@
 //! | [`link`], [`netlink`] | ports, their addresses |
 //! | [`dhcp`], [`lease`] | the client's decisions; its sockets and clocks |
 //! | [`server`], [`fetch`], [`verity`] | the boot answer, the root, its hash tree |
+//! | [`blocks`], [`nbd`] | a root that comes as it is read; the device it is read from |
 //! | [`mount`], [`handover`] | the new root; what init leaves in it |
 //! | [`boot`] | the linear run |
 //! | [`order`], [`process`], [`ready`], [`supervisor`], [`control`] | services |
@@ -24,6 +25,7 @@
 //! | [`power`], [`button`] | the end |
 //! | [`sys`] | the crate's unsafe code |
 
+pub mod blocks;
 pub mod boot;
 pub mod button;
 pub mod clock;
@@ -41,6 +43,7 @@ pub mod life;
 pub mod link;
 pub mod modules;
 pub mod mount;
+pub mod nbd;
 pub mod netlink;
 pub mod order;
 pub mod page;

@@ -3,7 +3,6 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -12,8 +11,10 @@ use labshift_model::{boot::Stage, context::Network, paths};
 use tokio::sync::mpsc;
 
 use crate::{
+    blocks::Blocks,
     boot, button, clock, control,
     failure::{Code, Halt},
+    fetch::FetchError,
     handover::{self, Handover},
     hotplug,
     journal::JOURNAL,
@@ -27,6 +28,8 @@ use crate::{
 /// Seconds between a fault of init itself and the reboot.
 const FAULT_PAUSE: Duration = Duration::from_secs(30);
 
+/// After the services are up the machine gets some time for itself before the rest of the root is fetched.
+const QUIET: Duration = Duration::from_secs(5);
 /// How long one round of asking for an address takes.
 const ADDRESS_PATIENCE: Duration = Duration::from_secs(75);
 
@@ -69,16 +72,6 @@ fn give_up(halt: &Halt, handover: Option<&Handover>) -> End {
 
 fn supervise(handover: &Handover) -> Result<End> {
     order::check(&handover.services).map_err(|faults| anyhow::anyhow!(faults.join("; ")))?;
-    let loader = handover::load_modules(&boot::kernel_release(), &handover.modules);
-    if let Some(loader) = loader.map(Mutex::new) {
-        // The services need none of it at once: they start meanwhile.
-        spawn_for_life("modules", move || {
-            let mut loader = loader.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Err(why) = hotplug::serve(&mut loader, Path::new("/"), handover::open_devices) {
-                JOURNAL.say("modules", &format!("{why:#}"));
-            }
-        });
-    }
     if let Some(network) = handover.network.clone() {
         spawn_for_life("lease", move || keep_lease(network.clone()));
     }
@@ -101,6 +94,16 @@ fn supervise(handover: &Handover) -> Result<End> {
             arm: power::arm,
         };
         let mut supervisor = Supervisor::new(handover.services.clone(), surroundings);
+        let (events, named) = (supervisor.events(), handover.modules.clone());
+        // Services start meanwhile, except those that wait for it.
+        spawn_for_life("modules", move || {
+            let loader = handover::load_modules(&boot::kernel_release(), &named);
+            let _ = events.send(Event::Modules);
+            let Some(mut loader) = loader else { return wait_for_ever() };
+            if let Err(why) = hotplug::serve(&mut loader, Path::new("/"), handover::open_devices) {
+                JOURNAL.say("modules", &format!("{why:#}"));
+            }
+        });
         let events = supervisor.events();
         spawn_for_life("button", move || {
             button::wait(Path::new("/"));
@@ -109,14 +112,48 @@ fn supervise(handover: &Handover) -> Result<End> {
         let (asking, requests) = mpsc::channel(16);
         let listener = control::listen(Path::new(paths::INIT_SOCKET))?;
         tokio::spawn(control::serve(listener, asking));
+        if let Some(blocks) = handover.blocks.clone() {
+            let reporter = handover.reporter.clone();
+            spawn_for_life("root", move || tell_of_fault(&blocks.next_fault(), reporter.clone()));
+        }
+        let blocks = handover.blocks.clone().filter(|b| b.is_full());
         let (count, reporter) = (handover.services.len(), handover.reporter.clone());
         handover::report(reporter.clone());
         let up = move || {
             note_up(count);
             handover::report(reporter);
+            if let Some(blocks) = blocks {
+                std::thread::spawn(move || fetch_rest(&blocks));
+            }
         };
         supervisor.run(requests, up).await.context("listening for the end of processes")
     })
+}
+
+/// A block of the running root is not what was signed, or can't be had: the programs that read it get an error.
+fn tell_of_fault(why: &FetchError, reporter: Option<handover::Reporter>) {
+    let halt = Halt::new(Stage::RootMounted, Code::of_fetch(why), format!("the running root: {why}"));
+    JOURNAL.failed(halt.stage, &halt.failure(), None);
+    handover::report(reporter);
+}
+
+/// Fetches what the boot did not need, while nobody waits for it.
+fn fetch_rest(blocks: &Blocks) {
+    let needed = blocks.fetched() >> 20;
+    std::thread::sleep(QUIET);
+    if blocks.fetch_rest(Duration::from_millis(20)) {
+        let all = blocks.size() >> 20;
+        JOURNAL.say(
+            "root",
+            &format!("the boot needed {needed} MiB, all {all} MiB are here now; the server may go away"),
+        );
+    }
+}
+
+fn wait_for_ever() {
+    loop {
+        std::thread::park();
+    }
 }
 
 /// Runs a task on a thread of its own, again and again: one that stumbles is picked up.

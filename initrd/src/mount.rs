@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! root.erofs on tmpfs ── loop ──┐
+//! blocks over HTTP ───────── nbd ┤
 //! /dev/vda (guest) ─────────────┴─ dm-verity ── EROFS, read-only ──┐
 //! tmpfs or /dev/vdb (guest) ───────────────────────────────────────┴─ overlay = the new root
 //! ```
@@ -16,7 +17,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use crate::{sys, verity::Shape};
+use crate::{nbd, sys, verity::Shape};
 
 /// Where the root's parts are mounted; below `/run`, so that they move along.
 const STATE: &str = "/run/labshift";
@@ -203,6 +204,7 @@ pub fn clean_up() {
         undo(Path::new(target));
     }
     let _ = sys::remove_mapping(Path::new("/dev"), MAPPING);
+    nbd::detach(Path::new("/dev"));
     undo(Path::new("/run/labshift/boot"));
 }
 

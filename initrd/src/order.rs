@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use labshift_model::service::{Restart, Service};
+use labshift_model::service::{MODULES, Restart, Service};
 
 /// Where a service is in its life, as far as those that wait for it care.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub enum Phase {
 /// Checks a list: unique names, known dependencies, no circle, absolute programs. `Err` holds every fault.
 pub fn check(services: &[Service]) -> Result<(), Vec<String>> {
     let mut faults = Vec::new();
-    let mut names = HashSet::new();
+    let mut names = HashSet::from([MODULES]);
     for service in services {
         if !names.insert(service.name.as_str()) {
             faults.push(format!("two services are called {}", service.name));
@@ -35,25 +35,28 @@ pub fn check(services: &[Service]) -> Result<(), Vec<String>> {
         }
     }
     // What can never start, although all names are known, is in or behind a circle.
-    let mut up: HashSet<&str> = HashSet::new();
+    let mut up: HashSet<&str> = HashSet::from([MODULES]);
     while let Some(next) = services
         .iter()
         .find(|s| !up.contains(s.name.as_str()) && s.after.iter().all(|n| up.contains(n.as_str())))
     {
         up.insert(&next.name);
     }
-    if faults.is_empty() && up.len() < services.len() {
+    if faults.is_empty() && up.len() <= services.len() {
         let stuck: Vec<_> = services.iter().map(|s| s.name.as_str()).filter(|n| !up.contains(n)).collect();
         faults.push(format!("services wait for one another in a circle: {}", stuck.join(", ")));
     }
     if faults.is_empty() { Ok(()) } else { Err(faults) }
 }
 
-/// Services that may start now, by index.
-pub fn startable(services: &[Service], phase: impl Fn(usize) -> Phase) -> Vec<usize> {
+/// Services that may start now, by index; `modules`: the image's modules are loaded.
+pub fn startable(services: &[Service], modules: bool, phase: impl Fn(usize) -> Phase) -> Vec<usize> {
     let index: HashMap<&str, usize> =
         services.iter().enumerate().map(|(i, s)| (s.name.as_str(), i)).collect();
-    let up = |name: &String| index.get(name.as_str()).is_some_and(|&i| phase(i) == Phase::Up);
+    let up = |name: &String| match index.get(name.as_str()) {
+        Some(&i) => phase(i) == Phase::Up,
+        None => modules && name == MODULES,
+    };
     (0..services.len()).filter(|&i| phase(i) == Phase::Waiting && services[i].after.iter().all(up)).collect()
 }
 
@@ -62,7 +65,7 @@ pub fn stop_order(services: &[Service]) -> Vec<usize> {
     let mut order: Vec<usize> = Vec::new();
     loop {
         let started = |i: usize| if order.contains(&i) { Phase::Up } else { Phase::Waiting };
-        let next = startable(services, started);
+        let next = startable(services, true, started);
         if next.is_empty() {
             break;
         }
@@ -109,13 +112,22 @@ mod tests {
         let services =
             [service("runtime", &["libvirtd"]), service("libvirtd", &["virtlogd"]), service("virtlogd", &[])];
         check(&services).unwrap();
-        assert_eq!(startable(&services, |_| Phase::Waiting), [2]);
+        assert_eq!(startable(&services, true, |_| Phase::Waiting), [2]);
         assert_eq!(
-            startable(&services, |i| if i == 2 { Phase::Starting } else { Phase::Waiting }),
+            startable(&services, true, |i| if i == 2 { Phase::Starting } else { Phase::Waiting }),
             [0usize; 0]
         );
-        assert_eq!(startable(&services, |i| if i == 2 { Phase::Up } else { Phase::Waiting }), [1]);
+        assert_eq!(startable(&services, true, |i| if i == 2 { Phase::Up } else { Phase::Waiting }), [1]);
         assert_eq!(stop_order(&services), [0, 1, 2]);
+        // Those that need modules wait for them, the others do not.
+        let services = [service("libvirtd", &["virtlogd", "modules"]), service("virtlogd", &[])];
+        check(&services).unwrap();
+        let virtlogd_up = |i| if i == 1 { Phase::Up } else { Phase::Waiting };
+        assert_eq!(startable(&services, false, |_| Phase::Waiting), [1]);
+        assert_eq!(startable(&services, false, virtlogd_up), [0usize; 0]);
+        assert_eq!(startable(&services, true, virtlogd_up), [0]);
+        assert_eq!(stop_order(&services), [0, 1]);
+        assert!(check(&[service("modules", &[])]).is_err());
     }
 
     #[test]

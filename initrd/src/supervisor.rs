@@ -62,6 +62,8 @@ pub enum Event {
     StartAgain(usize),
     /// The power button was pressed.
     Button,
+    /// The modules that the image names are loaded.
+    Modules,
 }
 
 /// What differs between PID 1 and a test.
@@ -107,6 +109,7 @@ pub struct Supervisor {
     inbox: mpsc::UnboundedReceiver<Event>,
     stopping: bool,
     all_up: bool,
+    modules: bool,
 }
 
 impl Supervisor {
@@ -123,7 +126,16 @@ impl Supervisor {
         };
         let (events, inbox) = mpsc::unbounded_channel();
         let states = services.iter().map(fresh).collect();
-        Supervisor { services, states, surroundings, events, inbox, stopping: false, all_up: false }
+        Supervisor {
+            services,
+            states,
+            surroundings,
+            events,
+            inbox,
+            stopping: false,
+            all_up: false,
+            modules: false,
+        }
     }
 
     /// A way to send events.
@@ -172,6 +184,7 @@ impl Supervisor {
                 self.states[i].phase = Phase::Waiting
             }
             Event::Ready(..) | Event::StartAgain(_) => {}
+            Event::Modules => self.modules = true,
             Event::Button => {
                 JOURNAL.say("power", "the power button was pressed");
                 let wake = self.surroundings.wake.as_deref();
@@ -216,7 +229,7 @@ impl Supervisor {
     }
 
     fn start_what_can(&mut self) {
-        for i in order::startable(&self.services, |i| self.states[i].phase) {
+        for i in order::startable(&self.services, self.modules, |i| self.states[i].phase) {
             self.start(i);
         }
     }

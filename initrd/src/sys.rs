@@ -6,7 +6,7 @@ use std::{
     fs::{File, OpenOptions},
     io,
     os::{
-        fd::{AsRawFd, RawFd},
+        fd::{AsRawFd, OwnedFd, RawFd},
         unix::process::CommandExt,
     },
     path::{Path, PathBuf},
@@ -84,6 +84,36 @@ pub fn attach_loop(dev: &Path, backing: &File, block_size: u32) -> io::Result<(P
             }
         }
     }
+}
+
+/// Gives a network block device its sockets, its size in blocks, and makes it read-only (`linux/nbd.h`).
+pub fn configure_nbd(device: &File, sockets: &[OwnedFd], block: u64, blocks: u64) -> io::Result<()> {
+    const NBD_SET_SOCK: u64 = 0xAB00;
+    const NBD_SET_BLKSIZE: u64 = 0xAB01;
+    const NBD_SET_SIZE_BLOCKS: u64 = 0xAB07;
+    const NBD_SET_FLAGS: u64 = 0xAB0A;
+    const HAS_FLAGS: u64 = 1;
+    const READ_ONLY: u64 = 1 << 1;
+    const MULTI_CONN: u64 = 1 << 8;
+    let set = |request, value: u64| ioctl(device.as_raw_fd(), request, value as *mut libc::c_void).map(drop);
+    set(NBD_SET_BLKSIZE, block)?;
+    set(NBD_SET_SIZE_BLOCKS, blocks)?;
+    set(NBD_SET_FLAGS, HAS_FLAGS | READ_ONLY | MULTI_CONN)?;
+    sockets.iter().try_for_each(|socket| set(NBD_SET_SOCK, socket.as_raw_fd() as u64))
+}
+
+/// Runs a configured network block device; returns when it is stopped.
+pub fn run_nbd(device: &File) -> io::Result<()> {
+    const NBD_DO_IT: u64 = 0xAB03;
+    ioctl(device.as_raw_fd(), NBD_DO_IT, std::ptr::null_mut()).map(drop)
+}
+
+/// Stops a network block device, if it runs.
+pub fn stop_nbd(device: &File) -> io::Result<()> {
+    const NBD_DISCONNECT: u64 = 0xAB08;
+    const NBD_CLEAR_SOCK: u64 = 0xAB04;
+    ioctl(device.as_raw_fd(), NBD_DISCONNECT, std::ptr::null_mut())?;
+    ioctl(device.as_raw_fd(), NBD_CLEAR_SOCK, std::ptr::null_mut()).map(drop)
 }
 
 /// Creates a read-only device-mapper device with one target over the whole of it and starts it. Returns its path.

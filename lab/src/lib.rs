@@ -13,7 +13,7 @@ pub mod control;
 pub mod frame;
 pub mod journal;
 pub mod namespace;
-mod qmp;
+pub mod qmp;
 pub mod screen;
 pub mod switch;
 mod tap;

@@ -9,7 +9,7 @@ use toml::Spanned;
 use crate::{
     fault::{Faults, Section, Source},
     manifest::ImageKind,
-    service::{Restart, Service},
+    service::{MODULES, Restart, Service},
 };
 
 /// One recipe file, or several joined by [`Recipe::over`].
@@ -183,7 +183,9 @@ impl Recipe {
         }
         let names: Vec<&str> = self.services.iter().map(|s| s.name.as_str()).collect();
         for service in &self.services {
-            if let Some(unknown) = service.after.iter().find(|a| !names.contains(&a.as_str())) {
+            if let Some(unknown) =
+                service.after.iter().find(|a| !names.contains(&a.as_str()) && *a != MODULES)
+            {
                 return Err(format!(
                     "service {} starts after \"{unknown}\", which is no service of this image",
                     service.name

@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// What a service may wait for besides other services: the kernel modules that the recipe names are loaded.
+pub const MODULES: &str = "modules";
+
 /// When PID 1 starts a program again after it ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -23,7 +26,7 @@ pub struct Service {
     pub name: String,
     /// Absolute path and arguments; no shell in between.
     pub exec: Vec<String>,
-    /// Services that must be up (or, for [`Restart::Never`], done) first.
+    /// Services that must be up (or, for [`Restart::Never`], done) first, or [`MODULES`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub after: Vec<String>,
     /// When to start it again.

@@ -3,6 +3,8 @@
 //! A [`TestLab`] is `labshift lab up` as a user starts it, steered with `labshift lab ...` and the admin API. Tests wait on
 //! events; the only times in them are hang guards. When one fails, the tails of all logs are printed with their paths.
 
+pub mod bare;
+
 use std::{
     fs,
     io::{BufRead, BufReader},

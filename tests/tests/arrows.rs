@@ -41,7 +41,7 @@ fn allowed() -> BTreeMap<&'static str, Vec<&'static str>> {
                 "labshift-lab",
             ],
         ),
-        ("labshift-tests", vec!["labshift-model", "labshift-lab", "labshift-fleet"]),
+        ("labshift-tests", vec!["labshift-model", "labshift-lab", "labshift-fleet", "labshift-image"]),
     ])
 }
 

@@ -163,6 +163,10 @@ fn a_client_gets_address_and_file_over_a_real_interface() {
                 ready.send(format!("images/lab/{generation}/uki.efi")).expect("the client waits");
                 let done = async { drop(notes.wait_for(|e| matches!(e, BootPlaneEvent::Sent { .. })).await) };
                 timeout(GUARD, plane.serve(done)).await.expect("no hang").expect("serving");
+                let heard = |e: &BootPlaneEvent| {
+                    matches!(e, BootPlaneEvent::Report { report, .. } if report.mac == FIXED && report.log == "no server")
+                };
+                assert_eq!(notes.all().iter().filter(|e| heard(e)).count(), 1, "{:?}", notes.all());
             });
             let ledger = std::fs::read_to_string(store.path().join("state/leases")).expect("the ledger");
             assert!(ledger.contains(&format!("{FIXED_ADDRESS} {FIXED} bound ")), "{ledger}");
@@ -176,6 +180,11 @@ fn a_client_gets_address_and_file_over_a_real_interface() {
                 let ask = Ask::request(FIXED, FIXED_ADDRESS).firmware(7);
                 assert_eq!(boot_file(&exchange(&socket, ask, MessageType::Ack)), Some(path.clone()));
                 up(handle, "client0", FIXED_ADDRESS).await;
+                // Init's fallback: a report to everybody, as one datagram.
+                for text in ["not a report", &format!(r#"{{"mac":"{FIXED}","stages":[],"log":"no server"}}"#)]
+                {
+                    socket.send_to(text.as_bytes(), (Ipv4Addr::BROADCAST, 8080)).expect("sending");
+                }
                 let mut tftp = Client::on((FIXED_ADDRESS, 0).into(), 0).await;
                 let options = [("tsize", "0"), ("blksize", "9000"), ("windowsize", "4")];
                 let got =

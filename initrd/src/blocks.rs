@@ -1,0 +1,265 @@
+//! The root, block by block, as it is needed: verified chunks that come over HTTP when somebody reads them.
+//!
+//! ```text
+//! kernel reads ──> nbd ──> Blocks::read ── kept? ──yes──────────────────────> bytes
+//!                              │ no: one asker fetches, the others wait          ^
+//!                              └─> server, range of chunks ── verified ── kept ──┘
+//! Blocks::fetch_rest (policy full, once the machine is up) ──────────────────────┘
+//! ```
+//!
+//! The hash tree comes first, whole: it is small, and every block is checked against it before the kernel sees it. dm-verity
+//! checks again; what is gained here is that a wrong block has a name, and that another try may bring the right one.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use crate::{
+    fetch::{FetchError, Source},
+    verity::{BLOCK, Leaves, Shape},
+};
+
+/// Bytes that are fetched and kept together.
+pub const CHUNK: u64 = 32 * BLOCK as u64;
+/// Chunks fetched by one request when reads follow one another.
+const AHEAD: u64 = 8;
+/// Chunks kept in memory under [`Policy::Lazy`].
+const FEW: usize = 64;
+/// Chunks fetched by one request in the background.
+const BACKGROUND: u64 = 16;
+
+/// A block will not come, or is not what was signed; [`Blocks::fault`] says why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the block can't be had")]
+pub struct Missing;
+
+/// How much of the root is kept in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Policy {
+    /// All of it, fetched and verified before anything of it runs.
+    #[default]
+    Whole,
+    /// All of it in the end: what is needed at once, the rest when the machine is up. Then the server may go away.
+    Full,
+    /// What was read lately; the rest is fetched again when it is needed.
+    Lazy,
+}
+
+/// What was kept and what is under way.
+#[derive(Debug, Default)]
+struct Store {
+    chunks: HashMap<u64, Arc<Vec<u8>>>,
+    /// Oldest first, under [`Policy::Lazy`].
+    age: VecDeque<u64>,
+    under_way: HashSet<u64>,
+    /// The chunk behind the last one that was asked for: the next read there is a row.
+    expected: u64,
+    /// The first thing that went wrong for good.
+    fault: Option<FetchError>,
+}
+
+/// A root that is fetched as it is read.
+#[derive(Debug)]
+pub struct Blocks {
+    source: Source,
+    leaves: Leaves,
+    tree: Vec<u8>,
+    policy: Policy,
+    store: Mutex<Store>,
+    changed: Condvar,
+    /// Once the root is mounted, a read waits for the server however long it takes.
+    patient: AtomicBool,
+    fetched: AtomicU64,
+}
+
+impl Blocks {
+    /// Fetches and verifies the hash tree.
+    pub fn open(source: Source, shape: Shape, policy: Policy) -> Result<Self, FetchError> {
+        let (data_size, tree_size) = (shape.data_size(), shape.tree_size());
+        let mut tree = Vec::with_capacity(tree_size as usize);
+        if tree_size > 0 {
+            source.stream(data_size, data_size + tree_size, &mut |bytes| {
+                tree.extend_from_slice(bytes);
+                true
+            })?;
+        }
+        let leaves = shape.verify_tree(&tree)?;
+        let fetched = AtomicU64::new(tree_size);
+        let (store, changed, patient) = (Mutex::default(), Condvar::new(), AtomicBool::new(false));
+        Ok(Blocks { source, leaves, tree, policy, store, changed, patient, fetched })
+    }
+
+    /// Bytes of data and tree.
+    pub fn size(&self) -> u64 {
+        self.leaves.shape().data_size() + self.tree.len() as u64
+    }
+
+    /// Bytes that have come so far.
+    pub fn fetched(&self) -> u64 {
+        self.fetched.load(Ordering::Relaxed)
+    }
+
+    /// From now on reads wait for the server, however long it takes: a running machine has nothing better to do.
+    pub fn be_patient(&self) {
+        self.patient.store(true, Ordering::Relaxed);
+    }
+
+    /// The first block that was wrong, or why nothing came, in the words of a failure.
+    pub fn fault(&self) -> Option<FetchError> {
+        self.lock().fault.take()
+    }
+
+    /// Waits for the next thing that goes wrong.
+    pub fn next_fault(&self) -> FetchError {
+        let mut store = self.lock();
+        loop {
+            match store.fault.take() {
+                Some(why) => return why,
+                None => store = self.changed.wait(store).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+
+    /// True when everything is to be here in the end.
+    pub fn is_full(&self) -> bool {
+        self.policy == Policy::Full
+    }
+
+    /// Reads; waits for what is not there yet. `Err` means that it will not come, or is not what was signed.
+    pub fn read(&self, from: u64, buffer: &mut [u8]) -> Result<(), Missing> {
+        let data_size = self.leaves.shape().data_size();
+        let mut done = 0;
+        while done < buffer.len() {
+            let at = from + done as u64;
+            if at >= data_size {
+                let tree_at = (at - data_size) as usize;
+                let part = self.tree.get(tree_at..tree_at + buffer.len() - done).ok_or(Missing)?;
+                buffer[done..].copy_from_slice(part);
+                return Ok(());
+            }
+            let chunk = self.chunk(at / CHUNK)?;
+            let offset = (at % CHUNK) as usize;
+            let part = chunk.get(offset..).filter(|p| !p.is_empty()).ok_or(Missing)?;
+            let length = part.len().min(buffer.len() - done);
+            buffer[done..done + length].copy_from_slice(&part[..length]);
+            done += length;
+        }
+        Ok(())
+    }
+
+    fn chunk(&self, number: u64) -> Result<Arc<Vec<u8>>, Missing> {
+        let mut store = self.lock();
+        loop {
+            if let Some(chunk) = store.chunks.get(&number) {
+                return Ok(chunk.clone());
+            }
+            if !store.under_way.contains(&number) {
+                break;
+            }
+            store = self.changed.wait(store).unwrap_or_else(PoisonError::into_inner);
+        }
+        let ahead = if number == store.expected { AHEAD } else { 1 };
+        let count = self.claim(&mut store, number, ahead);
+        store.expected = number + count;
+        drop(store);
+        self.bring(number, count)?;
+        self.lock().chunks.get(&number).cloned().ok_or(Missing)
+    }
+
+    /// Claims `number` and as many of the following as are neither there nor under way; at most `most`.
+    fn claim(&self, store: &mut Store, number: u64, most: u64) -> u64 {
+        let last = self.chunks();
+        let free = |n: &u64| *n < last && !store.chunks.contains_key(n) && !store.under_way.contains(n);
+        let count = (number..number + most).take_while(free).count() as u64;
+        store.under_way.extend(number..number + count);
+        count
+    }
+
+    fn chunks(&self) -> u64 {
+        self.leaves.shape().data_size().div_ceil(CHUNK)
+    }
+
+    /// Fetches claimed chunks, keeps those that are right, and wakes those who wait.
+    fn bring(&self, first: u64, count: u64) -> Result<(), Missing> {
+        let brought = self.bring_claimed(first, count);
+        let mut store = self.lock();
+        for number in first..first + count {
+            store.under_way.remove(&number);
+        }
+        let done = brought.map_err(|why| {
+            store.fault.get_or_insert(why);
+            Missing
+        });
+        drop(store);
+        self.changed.notify_all();
+        done
+    }
+
+    fn bring_claimed(&self, first: u64, count: u64) -> Result<(), FetchError> {
+        let from = first * CHUNK;
+        let to = (from + count * CHUNK).min(self.leaves.shape().data_size());
+        let mut tries = 0;
+        loop {
+            let mut bytes = Vec::with_capacity((to - from) as usize);
+            let streamed = self.source.stream(from, to, &mut |part| {
+                bytes.extend_from_slice(part);
+                true
+            });
+            self.fetched.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            match streamed {
+                Ok(_) => {
+                    self.leaves.verify(first * CHUNK / BLOCK as u64, &bytes)?;
+                    self.keep(first, &bytes);
+                    return Ok(());
+                }
+                // The stream has tried several times. A running machine tries for ever.
+                Err(FetchError::Broken { .. }) if self.patient.load(Ordering::Relaxed) => {
+                    tries += 1;
+                    std::thread::sleep(self.source.pause * (1 << tries.min(4)));
+                }
+                Err(why) => return Err(why),
+            }
+        }
+    }
+
+    fn keep(&self, first: u64, bytes: &[u8]) {
+        let mut store = self.lock();
+        for (number, chunk) in (first..).zip(bytes.chunks(CHUNK as usize)) {
+            store.chunks.insert(number, Arc::new(chunk.to_vec()));
+            if self.policy == Policy::Lazy {
+                store.age.push_back(number);
+                if store.age.len() > FEW
+                    && let Some(old) = store.age.pop_front()
+                {
+                    store.chunks.remove(&old);
+                }
+            }
+        }
+    }
+
+    /// Fetches what is still missing. Returns false when it can't be had: then the fault says why.
+    pub fn fetch_rest(&self, pause: Duration) -> bool {
+        for number in 0..self.chunks() {
+            let mut store = self.lock();
+            let count = self.claim(&mut store, number, BACKGROUND);
+            drop(store);
+            if count > 0 && self.bring(number, count).is_err() {
+                return false;
+            }
+            if count > 0 {
+                std::thread::sleep(pause);
+            }
+        }
+        // What others had under way may have failed.
+        (0..self.chunks()).all(|number| self.chunk(number).is_ok())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,148 @@
+//! `make bench-boot`: from the kernel's start to a libvirt that answers, and the machine when nobody wants anything of it; labshift and a
+//! Debian live system with the same packages in turn, in the same kind of machine (QEMU without KVM, 2 processors, 3 GiB).
+//!
+//! Both kernels are started by QEMU itself, and both fetch their root over HTTP from this program; times are the machine's own, since
+//! its kernel started. `bench-boot [RUNS]`, 3 when not given.
+
+use std::{path::Path, process::ExitCode};
+
+use labshift_model::{
+    manifest::Manifest,
+    service::{Restart, Service},
+};
+use labshift_tests::{
+    bare::{Bare, Behaviour, Server, Setup, answer, image},
+    root,
+};
+
+/// What one boot showed.
+#[derive(Debug, Clone, Copy, Default)]
+struct Boot {
+    ready: f64,
+    mounted: f64,
+    fetched: f64,
+    processes: f64,
+    memory: f64,
+    switches: f64,
+}
+
+fn main() -> ExitCode {
+    let runs = std::env::args().nth(1).and_then(|n| n.parse().ok()).unwrap_or(3).max(1);
+    let peer = root().join("target/bench/peer");
+    let has_peer = peer.join("filesystem.squashfs").exists();
+    if !has_peer {
+        eprintln!("bench-boot: no peer at {}; `make bench-boot` builds it (as root)", peer.display());
+    }
+    let (mut ours, mut theirs) = (vec![], vec![]);
+    for run in 1..=runs {
+        ours.push(labshift());
+        println!("run {run} labshift {:?}", ours.last());
+        if has_peer {
+            theirs.push(debian_live(&peer));
+            println!("run {run} debian-live {:?}", theirs.last());
+        }
+    }
+    let (ours, theirs) = (median(&ours), median(&theirs));
+    let against = |name: &str, unit: &str, ours: f64, theirs: f64, share: f64| {
+        println!("figure peer-{name} {theirs:.1} {unit} goal >= 0 met");
+        figure(name, ours, unit, theirs * share);
+    };
+    if has_peer {
+        against("ready", "s", ours.ready, theirs.ready, 0.2);
+        against("fetched", "MiB", ours.fetched, theirs.fetched, 0.25);
+        against("memory-idle", "MiB", ours.memory, theirs.memory, 1.0 / 3.0);
+        against("switches-idle", "/s", ours.switches, theirs.switches, 1.0 / 3.0);
+        println!("figure peer-processes-idle {:.0} processes goal >= 0 met", theirs.processes);
+    }
+    figure("init-to-root", ours.mounted, "s", 1.5);
+    figure("processes-idle", ours.processes, "processes", 8.0);
+    ExitCode::SUCCESS
+}
+
+fn figure(name: &str, value: f64, unit: &str, bound: f64) {
+    let verdict = if value <= bound { "met" } else { "short" };
+    println!("figure {name} {value:.1} {unit} goal <= {bound:.1} {verdict}");
+}
+
+fn median(boots: &[Boot]) -> Boot {
+    let of = |field: fn(&Boot) -> f64| {
+        let mut values: Vec<f64> = boots.iter().map(field).collect();
+        values.sort_by(f64::total_cmp);
+        values.get(values.len() / 2).copied().unwrap_or_default()
+    };
+    Boot {
+        ready: of(|b| b.ready),
+        mounted: of(|b| b.mounted),
+        fetched: of(|b| b.fetched),
+        processes: of(|b| b.processes),
+        memory: of(|b| b.memory),
+        switches: of(|b| b.switches),
+    }
+}
+
+const MIB: f64 = 1024.0 * 1024.0;
+
+fn labshift() -> Boot {
+    let script =
+        std::fs::read_to_string(root().join("scripts/bench-idle")).expect("reading scripts/bench-idle");
+    let bytes = std::fs::read(image("lab").join("manifest.json")).expect("reading the manifest");
+    let lab = Manifest::from_bytes(&bytes).expect("a manifest");
+    let answer = answer(|manifest| {
+        *manifest = lab;
+        manifest.services.push(Service {
+            name: "bench".into(),
+            exec: vec!["/usr/bin/sh".into(), "-c".into(), script],
+            after: vec!["labshift-runtime".into()],
+            restart: Restart::Never,
+            environment: vec![],
+            user: None,
+            ready: None,
+            tty: None,
+        });
+    });
+    let root = image("lab").join("root.erofs");
+    let server = Server::start(Behaviour { answer: Some(Ok(answer)), root, ..Default::default() });
+    let arguments = format!("labshift.server={}", server.url());
+    let machine = Bare::start("bench-labshift", Setup { memory: 3072, arguments, ..Setup::default() });
+    let said = machine.says("ready kvm ok, libvirt");
+    let fetched = server.sent() as f64 / MIB + boot_files(&image("lab"));
+    Boot {
+        ready: stamp(&said, "ready kvm ok"),
+        mounted: stamp(&said, "root-mounted") - stamp(&said, " init kernel"),
+        fetched,
+        ..idle_of(&machine.says("BENCH end"))
+    }
+}
+
+fn debian_live(peer: &Path) -> Boot {
+    let files = vec![("/filesystem.squashfs", peer.join("filesystem.squashfs"))];
+    let server = Server::start(Behaviour { files, ..Default::default() });
+    let arguments = format!("boot=live fetch={}/filesystem.squashfs", server.url());
+    let setup = Setup { memory: 3072, arguments, foreign: Some(peer.to_owned()), ..Setup::default() };
+    let machine = Bare::start("bench-live", setup);
+    let said = machine.says("BENCH ready ");
+    let fetched = server.sent() as f64 / MIB + boot_files(peer);
+    let ready = said.split("BENCH ready ").nth(1).and_then(|t| t.split_whitespace().next()?.parse().ok());
+    Boot { ready: ready.unwrap_or_default(), fetched, ..idle_of(&machine.says("BENCH end")) }
+}
+
+fn boot_files(directory: &Path) -> f64 {
+    let size = |name| std::fs::metadata(directory.join(name)).map_or(0, |m| m.len());
+    (size("vmlinuz") + size("initrd.img")) as f64 / MIB
+}
+
+/// The time in the last `[  12.345]` before a text.
+fn stamp(said: &str, text: &str) -> f64 {
+    let before = said.find(text).map_or("", |at| &said[..at]);
+    let stamp = before.rsplit('[').next().and_then(|t| t.split(']').next());
+    stamp.and_then(|t| t.trim().parse().ok()).unwrap_or_default()
+}
+
+fn idle_of(said: &str) -> Boot {
+    let line = said.split("BENCH idle ").nth(1).unwrap_or_default();
+    let numbers: Vec<f64> = line.split_whitespace().map_while(|n| n.parse().ok()).collect();
+    match numbers[..] {
+        [processes, _all, memory, switches, ..] => Boot { processes, memory, switches, ..Boot::default() },
+        _ => Boot::default(),
+    }
+}

@@ -1,0 +1,211 @@
+//! Every failure of a boot, provoked on a real kernel, and what a person then reads: on the screen, on serial, at the server.
+
+use std::net::UdpSocket;
+
+use labshift_model::service::{Restart, Service};
+use labshift_tests::{
+    bare::{Bare, Behaviour, Cable, MAC, Server, Setup, answer, frame_with, image},
+    page_letters, text_screen_letters,
+};
+
+/// What every page has: the code, the beginning of the sentence, of the hint, and the machine's address.
+#[track_caller]
+fn page(machine: &Bare, code: &str, sentence: &str, hint: &str) {
+    let serial = machine.says("Trying again in");
+    assert!(serial.contains(code) && serial.contains(sentence), "{serial}");
+    machine
+        .shows(&text_screen_letters(), &[code, sentence, &format!("What to do: {hint}"), "Trying again in"]);
+}
+
+fn server(behaviour: Behaviour) -> Server {
+    Server::start(Behaviour { root: image("guest-batch").join("root.erofs"), ..behaviour })
+}
+
+fn arguments(server: &Server) -> String {
+    format!("labshift.server={} labshift.retry=600", server.url())
+}
+
+#[test]
+fn no_card() {
+    let setup = Setup { cable: Cable::NoCard, arguments: "labshift.retry=600".into(), ..Setup::default() };
+    let machine = Bare::start("no-card", setup);
+    page(&machine, "NO-LINK", "this machine has no network port", "Check the cable and the switch port");
+}
+
+#[test]
+fn no_link() {
+    let setup = Setup { cable: Cable::Unplugged, arguments: "labshift.retry=600".into(), ..Setup::default() };
+    let machine = Bare::start("no-link", setup);
+    page(
+        &machine,
+        "NO-LINK",
+        &format!("no port has a link: eth0 {MAC}"),
+        "Check the cable and the switch port",
+    );
+    machine.shows(&text_screen_letters(), &[&format!("MAC: {MAC}")]);
+}
+
+/// Nobody answers: the page names the time; everybody on the segment gets a datagram.
+#[test]
+fn no_address() {
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let cable = Cable::Deaf(socket.try_clone().expect("the same port"));
+    let machine = Bare::start(
+        "no-address",
+        Setup { cable, arguments: "labshift.retry=600".into(), ..Setup::default() },
+    );
+    page(&machine, "NO-ADDRESS", "no DHCP server answered in 75 s", "Check that the labshift server runs");
+    let frame = frame_with(&socket, "NO-ADDRESS");
+    assert_eq!(frame[..6], [0xff; 6], "to everybody");
+    let text = String::from_utf8_lossy(&frame);
+    assert!(
+        text.contains(MAC) && text.contains("no DHCP server answered") && text.contains("eth0"),
+        "{text}"
+    );
+}
+
+/// Nobody listens at the server's port: the report goes to the same port as a datagram.
+#[test]
+fn no_server() {
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let port = socket.local_addr().expect("its number").port();
+    let arguments = format!("labshift.server=http://10.0.2.2:{port} labshift.retry=600");
+    let machine = Bare::start("no-server", Setup { arguments, ..Setup::default() });
+    page(
+        &machine,
+        "NO-SERVER",
+        &format!("http://10.0.2.2:{port} did not answer"),
+        "Check that `labshift serve`",
+    );
+    frame_with(&socket, "NO-SERVER");
+}
+
+#[test]
+fn a_server_that_says_no() {
+    let server =
+        server(Behaviour { answer: Some(Err("ws-77 is in maintenance".into())), ..Default::default() });
+    let machine = Bare::start("refused", Setup { arguments: arguments(&server), ..Setup::default() });
+    page(
+        &machine,
+        "REFUSED",
+        "the server refuses to boot this machine: ws-77",
+        "Look the machine up in site.toml",
+    );
+    assert_eq!(server.failure().code, "REFUSED");
+}
+
+#[test]
+fn a_manifest_that_nobody_trusted_signed() {
+    let mut answer = answer(|_| ());
+    answer.signature.key = "11".repeat(32);
+    let server = server(Behaviour { answer: Some(Ok(answer)), ..Default::default() });
+    let machine = Bare::start("key", Setup { arguments: arguments(&server), ..Setup::default() });
+    page(&machine, "MANIFEST", "image lab generation ", "Publish the image again with the key");
+    let failure = server.failure();
+    assert!(failure.code == "MANIFEST" && failure.sentence.contains("does not trust"), "{failure:?}");
+}
+
+#[test]
+fn a_manifest_that_was_changed() {
+    let mut answer = answer(|_| ());
+    answer.manifest = answer.manifest.replacen("amd64", "amd65", 1);
+    let server = server(Behaviour { answer: Some(Ok(answer)), ..Default::default() });
+    let machine = Bare::start("changed", Setup { arguments: arguments(&server), ..Setup::default() });
+    page(&machine, "MANIFEST", "image lab generation ", "Publish the image again with the key");
+    assert!(server.failure().sentence.contains("changed after it was signed"));
+}
+
+#[test]
+fn a_flipped_byte_of_the_root() {
+    let answer = answer(|_| ());
+    let server = server(Behaviour { answer: Some(Ok(answer)), flip: Some(5_000_000), ..Default::default() });
+    let machine = Bare::start("flipped", Setup { arguments: arguments(&server), ..Setup::default() });
+    page(&machine, "ROOT-HASH", "image lab generation ", "The image in the store is damaged");
+    let failure = server.failure();
+    assert!(failure.sentence.contains(&format!("block {} of", 5_000_000 / 4096)), "{failure:?}");
+}
+
+#[test]
+fn too_little_memory() {
+    let answer = answer(|manifest| manifest.root.data_size = 8 << 30);
+    let server = server(Behaviour { answer: Some(Ok(answer)), ..Default::default() });
+    let machine = Bare::start("memory", Setup { arguments: arguments(&server), ..Setup::default() });
+    page(&machine, "MEMORY", "image lab generation ", "Use a machine with more memory");
+    let failure = server.failure();
+    assert!(failure.sentence.contains("192 MiB to work in"), "{failure:?}");
+}
+
+#[test]
+fn a_module_that_does_not_load() {
+    let release = answer(|_| ());
+    let manifest: serde_json::Value = serde_json::from_str(&release.manifest).expect("JSON");
+    let release = manifest["kernel_release"].as_str().expect("a release").to_owned();
+    let path = format!("lib/modules/{release}/kernel/drivers/md/dm-verity.ko");
+    let server = server(Behaviour { answer: Some(Ok(answer(|_| ()))), ..Default::default() });
+    let overlay: [(&str, &[u8]); 1] = [(&path, b"not a module")];
+    let setup = Setup { overlay: &overlay, arguments: arguments(&server), ..Setup::default() };
+    let machine = Bare::start("module", setup);
+    page(&machine, "MODULE", "dm-verity.ko: Exec", "Kernel and modules must come from one build");
+}
+
+#[test]
+fn a_kernel_argument_that_is_wrong() {
+    let setup = Setup {
+        arguments: "labshift.root=nfs labshift.retry=600".into(),
+        cable: Cable::NoCard,
+        ..Setup::default()
+    };
+    let machine = Bare::start("cmdline", setup);
+    page(&machine, "CMDLINE", "labshift.root=nfs is not", "Correct the kernel arguments");
+}
+
+/// The server dies twice in the middle of the root, once for longer than one try; the boot goes on where it was.
+#[test]
+fn a_server_that_dies_and_comes_back() {
+    let service = Service {
+        name: "done".into(),
+        exec: vec!["/usr/bin/busybox".into(), "sleep".into(), "1000".into()],
+        after: vec![],
+        restart: Restart::Always,
+        environment: vec![],
+        user: None,
+        ready: None,
+        tty: None,
+    };
+    let answer = answer(|manifest| manifest.services = vec![service]);
+    let die_after = vec![2_000_000, 4_000_000];
+    let server = server(Behaviour { answer: Some(Ok(answer)), die_after, ..Default::default() });
+    let machine = Bare::start("dies", Setup { arguments: arguments(&server), ..Setup::default() });
+    for _ in 0..2 {
+        server.died();
+        server.revive();
+    }
+    let serial = machine.says("1 services are up");
+    assert!(serial.contains("resumed ") && serial.contains("root-mounted"), "{serial}");
+    assert!(!serial.contains("BOOT FAILED"), "{serial}");
+}
+
+/// The runtime ends again and again: a failure of the boot, shown and told, and tried on.
+#[test]
+fn a_runtime_that_crashes_in_a_loop() {
+    let service = Service {
+        name: "labshift-runtime".into(),
+        exec: vec!["/usr/bin/busybox".into(), "false".into()],
+        after: vec![],
+        restart: Restart::Always,
+        environment: vec![],
+        user: None,
+        ready: Some("/run/never".into()),
+        tty: None,
+    };
+    let answer = answer(|manifest| manifest.services = vec![service]);
+    let server = server(Behaviour { answer: Some(Ok(answer)), ..Default::default() });
+    let machine = Bare::start("loop", Setup { arguments: arguments(&server), ..Setup::default() });
+    let failure = server.failure();
+    assert_eq!(failure.code, "SERVICES");
+    let sentence = "service labshift-runtime ended 5 times in a row";
+    assert!(failure.sentence.contains(sentence) && failure.sentence.contains("exit code 1"), "{failure:?}");
+    // The root's own driver has made a graphics screen of it by then.
+    machine.says("virtio_gpu");
+    machine.shows(&page_letters(), &["SERVICES", sentence, "Node: ws-77 ", &format!("MAC: {MAC}")]);
+}
