@@ -6,7 +6,7 @@ TOOLS := target/tools
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test test-unit test-lab check fuzz bench bench-image clean
+.PHONY: help deps build demo test test-unit test-lab check fuzz bench bench-image recipes clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,9 @@ fuzz: deps ## search for inputs that break a parser: make fuzz [FUZZ=dhcp_server
 
 bench: build ## boot and mode-change figures, measured in the lab
 	$(SUDO) target/release/labshift lab bench --recipes recipes --store target/lab/store --output target/bench
+
+recipes: build ## build the image of every recipe, into target/recipes
+	target/release/labshift image build $(filter-out recipes/base.toml,$(wildcard recipes/*.toml)) --store target/recipes
 
 bench-image: build ## how fast images are built, beside mmdebstrap and mkfs.erofs (scripts/deps bench)
 	scripts/bench-image

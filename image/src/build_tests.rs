@@ -131,7 +131,8 @@ fn a_build_may_be_killed_at_any_point() {
     write_lock(&world);
     let directory = world.directory.path();
     // Fills the cache; its store is thrown away, so that the first of the killed ones makes the key.
-    build(&options(directory, &[world.mirror.clone()], Some(world.path("tiny.lock"))), &Silent).unwrap();
+    build(&options(directory, std::slice::from_ref(&world.mirror), Some(world.path("tiny.lock"))), &Silent)
+        .unwrap();
     fs::remove_dir_all(world.path("store")).unwrap();
     let (mut kills, mut changes) = (0, 1);
     loop {

@@ -185,7 +185,8 @@ impl std::fmt::Display for Change {
 
 /// What differs between two locks, by name; tools too.
 pub fn changes(before: &Lock, after: &Lock) -> Vec<Change> {
-    let mut pairs: BTreeMap<(usize, &str), (Option<&Locked>, Option<&Locked>)> = BTreeMap::new();
+    type Pair<'l> = (Option<&'l Locked>, Option<&'l Locked>);
+    let mut pairs: BTreeMap<(usize, &str), Pair<'_>> = BTreeMap::new();
     for (part, (old, new)) in
         [(&before.packages, &after.packages), (&before.tools, &after.tools)].into_iter().enumerate()
     {

@@ -199,12 +199,12 @@ impl World {
 
     /// How to reach the packages.
     pub fn sources(&self) -> Sources {
-        sources(self.directory.path(), &[self.mirror.clone()])
+        sources(self.directory.path(), std::slice::from_ref(&self.mirror))
     }
 
     /// How to build the recipe.
     pub fn options(&self) -> BuildOptions {
-        options(self.directory.path(), &[self.mirror.clone()], None)
+        options(self.directory.path(), std::slice::from_ref(&self.mirror), None)
     }
 }
 
