@@ -6,7 +6,7 @@ TOOLS := target/tools
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test test-unit test-lab check fuzz bench bench-boot bench-boot-server bench-image clean
+.PHONY: help deps build demo test test-unit test-lab check fuzz recipes bench bench-boot bench-boot-server bench-image clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -62,6 +62,9 @@ bench-boot-server: build ## DHCP, TFTP and HTTP beside dnsmasq, Kea, tftpd-hpa a
 	@scripts/deps bench
 	$(CARGO) build --release --locked -p labshift-pxe --example load
 	$(SUDO) scripts/bench-boot-server
+
+recipes: build ## build the image of every recipe, into target/recipes
+	target/release/labshift image build $(filter-out recipes/base.toml,$(wildcard recipes/*.toml)) --store target/recipes
 
 bench-image: build ## how fast images are built, beside mmdebstrap and mkfs.erofs (scripts/deps bench)
 	scripts/bench-image

@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 mod image;
 
-pub use image::{Image, ImageBuild, ImageGc, ImageInspect, ImageLock, ImageVerify};
+pub use image::{Image, ImageBuild, ImageGc, ImageInspect, ImageLock, ImageRun, ImageVerify};
 
 /// Turn a room of PCs into a stateless KVM cloud: desktops in lab hours, compute hosts otherwise, off when idle.
 #[derive(Debug, Parser)]

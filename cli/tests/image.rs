@@ -2,8 +2,9 @@
 
 use std::{
     fs,
+    io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 use serde_json::Value;
@@ -130,4 +131,55 @@ fn a_life_of_an_image() {
     fs::remove_file(scratch.path().join("store/built/guest-batch")).expect("removing the record");
     good(&["image", "build", &recipe, "--locked", &lock, "-o", &store, "--mirror", nobody]);
     good(&["image", "verify", "guest-batch", "-o", &store]);
+}
+
+/// A mirror behind TLS, of this machine's own authority: trusted when the machine trusts it, and only then.
+#[test]
+fn an_https_mirror_needs_a_certificate_that_this_machine_trusts() {
+    let scratch = tempfile::tempdir().expect("temporary directory");
+    let at = |name: &str| scratch.path().join(name);
+    let script = "set -e
+        openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj /CN=lab -keyout ca.key -out ca.pem
+        openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=mirror -addext subjectAltName=IP:127.0.0.1 \
+          -keyout key.pem -out csr.pem
+        openssl x509 -req -in csr.pem -CA ca.pem -CAkey ca.key -days 30 -copy_extensions copyall -out cert.pem";
+    let (made, said) = run(Command::new("sh").args(["-c", script]).current_dir(scratch.path()));
+    assert!(made, "{said}");
+    let lists = at("debian/dists/trixie");
+    fs::create_dir_all(&lists).expect("making the mirror");
+    fs::write(lists.join("InRelease"), "this came through TLS\n").expect("writing a list");
+    let mut server = Command::new("openssl")
+        .args(["s_server", "-accept", "127.0.0.1:0", "-cert", "cert.pem", "-key", "key.pem", "-WWW"])
+        .current_dir(scratch.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("starting openssl s_server");
+    let output = server.stdout.take().expect("its output");
+    let accepts = BufReader::new(output).lines().map_while(Result::ok).find(|l| l.starts_with("ACCEPT"));
+    let address = accepts
+        .expect("openssl says where it listens")
+        .split_whitespace()
+        .nth(1)
+        .expect("an address")
+        .to_owned();
+    let ask = |trusted: Option<PathBuf>| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_labshift"));
+        command.args(["image", "lock"]).arg(recipes().join("guest-batch.toml")).arg("-o").arg(at("lock"));
+        command.args(["--mirror", &format!("https://{address}/debian"), "--cache"]).arg(at("cache"));
+        for proxy in ["http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"] {
+            command.env_remove(proxy);
+        }
+        if let Some(file) = trusted {
+            command.env("SSL_CERT_FILE", file);
+        }
+        run(&mut command)
+    };
+    let (_, stranger) = ask(None);
+    let (_, known) = ask(Some(at("ca.pem")));
+    server.kill().expect("ending the server");
+    server.wait().expect("waiting for the server");
+    assert!(stranger.contains("certificate"), "{stranger}");
+    assert!(known.contains("InRelease is refused: it is not signed"), "{known}");
 }

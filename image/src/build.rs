@@ -25,7 +25,7 @@ use crate::{
     contents::{CONTENTS, Contents},
     elf,
     error::{At, BuildError},
-    fetch,
+    fetch, initramfs,
     layer::{self, Layer},
     lock::{self, Lock},
     pack,
@@ -204,7 +204,9 @@ impl Job {
     ) -> Result<Assembled, BuildError> {
         let Job { loaded, name, kernel, programs, cache, lock, .. } = self;
         let tools = Tools::prepare(cache, lock, |i| fetch::open(cache, lock, &lock.tools[i]))?;
-        let layer = Layer::of(loaded, kernel, lock, cache, &tools, fresh, progress)?;
+        let init = programs.get("init").map_or(&[][..], Vec::as_slice);
+        let frame = initramfs::frame(init, &self.trusted());
+        let layer = Layer::of(loaded, kernel, lock, cache, &tools, (fresh, &frame), progress)?;
         let mut root = Building::over(loaded, &layer);
         root.finish(programs);
         let mut needs = layer.known.needs.clone();
@@ -222,8 +224,7 @@ impl Job {
         pack::over(&tools, (&layer.base(), &layer.tree), &root.tree, &lock.digest(), &root_file)?;
         let sealed = pack::seal(&root_file, &salt)?;
         let linux = layer.kernel()?;
-        let init = programs.get("init").map_or(&[][..], Vec::as_slice);
-        let initrd = layer.initrd(init, &self.trusted())?;
+        let initrd = layer.initrd(&frame)?;
         write(directory, paths::KERNEL, &linux)?;
         write(directory, paths::INITRD, &initrd)?;
         write(directory, LOCK, &published_lock(lock).to_bytes())?;

@@ -18,6 +18,7 @@ use std::{
 
 use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest, Sha256};
+use ureq::tls::{RootCerts, TlsConfig};
 
 use crate::{
     error::{At, BuildError},
@@ -54,6 +55,8 @@ impl Cache {
             .timeout_connect(Some(Duration::from_secs(20)))
             .timeout_recv_response(Some(Duration::from_secs(60)))
             .timeout_per_read(Some(Duration::from_secs(60)))
+            // https mirrors are checked against this machine's own certificates: a lab's mirror may have a lab's authority.
+            .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
             .user_agent(concat!("labshift/", env!("CARGO_PKG_VERSION")))
             .build();
         Ok(Cache { directory: directory.to_owned(), agent: config.new_agent() })
@@ -257,7 +260,6 @@ impl Cache {
 fn explain(error: &ureq::Error) -> String {
     match error {
         ureq::Error::HostNotFound => "this host name is not known; is the network up?".to_owned(),
-        ureq::Error::TlsRequired => "this program reads http mirrors only (what comes is verified by OpenPGP); use the mirror's http address".to_owned(),
         other => other.to_string(),
     }
 }
@@ -303,9 +305,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut cache = Cache::open(directory.path(), None).unwrap();
         // The tests' server is on this machine: no proxy of the environment in between.
-        cache.agent =
-            ureq::Agent::config_builder().http_status_as_error(false).proxy(None).build().new_agent();
+        cache.agent = agent_without_proxy();
         (directory, cache)
+    }
+
+    fn agent_without_proxy() -> ureq::Agent {
+        ureq::Agent::config_builder().http_status_as_error(false).proxy(None).build().new_agent()
     }
 
     #[test]
@@ -321,6 +326,23 @@ mod tests {
         assert!(asked.recv().unwrap().contains("range: bytes=300-"));
         // From here on without a server.
         assert_eq!(cache.get(&url, &expected(&content)).unwrap(), content);
+    }
+
+    #[test]
+    fn the_next_run_goes_on_where_this_one_was_stopped() {
+        let content = b"0123456789".repeat(100);
+        let cut = |from: usize, to: usize| answer("200 OK", content.len() - from, &content[from..to]);
+        let gone = answer("503 Away", 0, b"");
+        let (url, _asked) = server(vec![cut(0, 400), gone.clone(), gone]);
+        let (directory, first) = cache();
+        let error = first.get(&url, &expected(&content)).unwrap_err().to_string();
+        assert!(error.contains("503"), "{error}");
+        drop(first);
+        let (url, asked) = server(vec![answer("206 Partial Content", content.len() - 400, &content[400..])]);
+        let mut second = Cache::open(directory.path(), None).unwrap();
+        second.agent = agent_without_proxy();
+        assert_eq!(second.get(&url, &expected(&content)).unwrap(), content);
+        assert!(asked.recv().unwrap().contains("range: bytes=400-"));
     }
 
     #[test]

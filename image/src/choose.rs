@@ -85,7 +85,7 @@ pub fn choose(
     progress.stage(Stage::Resolve, &format!("{} packages named", wanted.len()));
     let resolve = |wanted: &[String], leave_out: &[String]| {
         let chosen = resolve(&index, wanted, leave_out)
-            .map_err(|why| BuildError::Unresolvable { recipe: loaded.path.clone(), why })?;
+            .map_err(|why| BuildError::Unresolvable { recipe: loaded.path.clone(), why: Box::new(why) })?;
         Ok::<_, BuildError>(chosen.iter().map(Locked::of).collect())
     };
     let packages = resolve(&wanted, &leave_out)?;

@@ -6,7 +6,10 @@
 use std::{
     collections::BTreeMap,
     io::{self, Read},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use crate::{
@@ -91,7 +94,7 @@ pub fn unpack(
 fn decompress<'r>(member: &'r mut dyn Read, suffix: &str) -> Result<Box<dyn Read + 'r>, BadPackage> {
     let reader: Box<dyn Read + 'r> = match suffix {
         "" => Box::new(member),
-        ".xz" => Box::new(liblzma::read::XzDecoder::new_stream(member, xz_stream()?)),
+        ".xz" => Box::new(Xz::new(member)?),
         ".zst" => Box::new(zstd::Decoder::new(member)?),
         ".gz" => Box::new(flate2::read::GzDecoder::new(member)),
         other => {
@@ -101,17 +104,40 @@ fn decompress<'r>(member: &'r mut dyn Read, suffix: &str) -> Result<Box<dyn Read
     Ok(Box::new(Limited { inner: reader, left: LIMIT }))
 }
 
-/// Large members are made of blocks that are decoded side by side.
-fn xz_stream() -> io::Result<liblzma::stream::Stream> {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4) as u32;
-    let mut builder = liblzma::stream::MtStreamBuilder::new();
-    // Past this memory (bytes) it goes on with one thread; it never fails for that reason.
-    builder
-        .threads(threads)
-        .memlimit_threading(192 << 20)
-        .memlimit_stop(u64::MAX)
-        .decoder()
-        .map_err(io::Error::other)
+/// Large members are made of blocks that can be decoded side by side, which takes memory: one package at a time does so.
+static SIDE_BY_SIDE: AtomicBool = AtomicBool::new(false);
+
+/// A decoder of xz; the first one that is at work has several threads.
+struct Xz<R: Read> {
+    decoder: liblzma::read::XzDecoder<R>,
+    holds: bool,
+}
+
+impl<R: Read> Xz<R> {
+    fn new(member: R) -> io::Result<Xz<R>> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4) as u32;
+        let holds = !SIDE_BY_SIDE.swap(true, Ordering::AcqRel);
+        let threads = if holds { threads } else { 1 };
+        let mut builder = liblzma::stream::MtStreamBuilder::new();
+        // Past this memory (bytes) it goes on with one thread; it never fails for that reason.
+        let stream = builder.threads(threads).memlimit_threading(192 << 20).memlimit_stop(u64::MAX).decoder();
+        let stream = stream.map_err(io::Error::other)?;
+        Ok(Xz { decoder: liblzma::read::XzDecoder::new_stream(member, stream), holds })
+    }
+}
+
+impl<R: Read> Read for Xz<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.decoder.read(buffer)
+    }
+}
+
+impl<R: Read> Drop for Xz<R> {
+    fn drop(&mut self) {
+        if self.holds {
+            SIDE_BY_SIDE.store(false, Ordering::Release);
+        }
+    }
 }
 
 /// Ends with an error after its limit.

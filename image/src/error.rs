@@ -80,7 +80,7 @@ pub enum BuildError {
         /// Recipe.
         recipe: PathBuf,
         /// Why.
-        why: Unresolvable,
+        why: Box<Unresolvable>,
     },
     /// A lock file does not fit the recipe or can't be read.
     #[error("lock {}: {reason}", .path.display())]

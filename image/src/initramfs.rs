@@ -1,23 +1,35 @@
 //! The initramfs: init, the modules that reach network and root, and the keys that may sign.
 
+use std::collections::BTreeSet;
+
 use labshift_model::paths;
 
 use crate::{
     cpio::Archive,
     kernel::{Kernel, Module, aliases, dependencies},
+    tree::Tree,
 };
 
 /// zstd level: init's start-up is limited by reading, not by unpacking.
 const LEVEL: i32 = 12;
 
-/// The archive of the modules that bring network and root.
-pub fn modules(kernel: &Kernel, modules: &[Module]) -> std::io::Result<Vec<u8>> {
+/// The archive of the modules that bring network and root, with the firmware of theirs that the root has too.
+pub fn modules(kernel: &Kernel, modules: &[Module], root: &Tree) -> std::io::Result<Vec<u8>> {
     let mut archive = Archive::default();
     let directory = format!("lib/modules/{}", kernel.release);
     archive.file(&format!("{directory}/modules.dep"), 0o644, dependencies(modules).as_bytes());
     archive.file(&format!("{directory}/modules.alias"), 0o644, aliases(modules).as_bytes());
     for module in modules {
         archive.file(&format!("{directory}/{}", module.path), 0o644, &module.content.bytes()?);
+    }
+    let names: BTreeSet<&String> = modules.iter().flat_map(|m| &m.firmware).collect();
+    for name in names {
+        // Packed ones are unpacked by the kernel.
+        for suffix in ["", ".zst", ".xz"] {
+            if let Some(content) = root.content(&format!("usr/lib/firmware/{name}{suffix}")) {
+                archive.file(&format!("lib/firmware/{name}{suffix}"), 0o644, &content);
+            }
+        }
     }
     Ok(archive.finish())
 }

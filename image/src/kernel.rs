@@ -72,6 +72,8 @@ pub struct Module {
     depends: Vec<String>,
     soft: Vec<String>,
     aliases: Vec<String>,
+    /// Firmware files that it may ask for, below `/lib/firmware`.
+    pub firmware: Vec<String>,
 }
 
 impl Kernel {
@@ -170,6 +172,7 @@ impl Kernel {
             depends: vec![],
             soft: vec![],
             aliases: vec![],
+            firmware: vec![],
         };
         for entry in info.split(|b| *b == 0) {
             let entry = String::from_utf8_lossy(entry);
@@ -183,6 +186,7 @@ impl Kernel {
                     module.soft.extend(words.map(name_of));
                 }
                 "alias" => module.aliases.push(value.to_owned()),
+                "firmware" => module.firmware.push(value.to_owned()),
                 _ => {}
             }
         }
@@ -281,6 +285,7 @@ mod tests {
             depends: depends.iter().map(|d| (*d).to_owned()).collect(),
             soft: vec![],
             aliases: aliases.iter().map(|a| (*a).to_owned()).collect(),
+            firmware: vec![],
         }
     }
 

@@ -5,6 +5,7 @@
 //!                  layer.json      its paths, and what is still to be known of it
 //!                  vmlinuz         the kernel
 //!                  modules.cpio    modules of the initramfs
+//!                  used            written at each use
 //!                  initrd-HASH     the initramfs with an init and keys of this hash
 //! ```
 //!
@@ -17,7 +18,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::sys::{stat::futimens, time::TimeSpec};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -47,6 +47,7 @@ const BASE: &str = "base.erofs";
 const DESCRIPTION: &str = "layer.json";
 const KERNEL: &str = "vmlinuz";
 const MODULES: &str = "modules.cpio";
+const USED: &str = "used";
 
 /// A packed layer.
 pub struct Layer {
@@ -91,14 +92,14 @@ fn key(loaded: &Loaded, kernel: &str, lock: &Lock) -> String {
 }
 
 impl Layer {
-    /// The layer of a recipe and a lock, from the cache or made now; a `fresh` one is made in any case, and not kept.
+    /// The layer of a recipe and a lock, with the initramfs of this frame, from the cache or made now; a `fresh` one is made in any case, and not kept.
     pub fn of(
         loaded: &Loaded,
         kernel: &str,
         lock: &Lock,
         cache: &Cache,
         tools: &Tools,
-        fresh: bool,
+        (fresh, frame): (bool, &[u8]),
         progress: &dyn Progress,
     ) -> Result<Layer, BuildError> {
         let unreadable = |path: &Path| BuildError::Io {
@@ -108,19 +109,18 @@ impl Layer {
         };
         if fresh {
             let work = cache.scratch("layer")?;
-            make(loaded, kernel, lock, cache, tools, work.path(), progress)?;
+            make(loaded, (kernel, frame), lock, (cache, tools), work.path(), progress)?;
             let layer = Layer::open(work.path()).ok_or_else(|| unreadable(work.path()))?;
             return Ok(Layer { _scratch: Some(work), ..layer });
         }
         let directory = cache.directory().join("layers").join(key(loaded, kernel, lock));
         if let Some(layer) = Layer::open(&directory) {
             // The time of its last use decides which layers stay.
-            let now = TimeSpec::UTIME_NOW;
-            let _ = fs::File::open(&directory).map(|d| futimens(&d, &now, &now));
+            let _ = fs::write(directory.join(USED), "1");
             return Ok(layer);
         }
         let work = cache.scratch("layer")?;
-        make(loaded, kernel, lock, cache, tools, work.path(), progress)?;
+        make(loaded, (kernel, frame), lock, (cache, tools), work.path(), progress)?;
         match fs::rename(work.path(), &directory) {
             // Another build was faster, or a damaged layer is in the way.
             Err(_) if Layer::open(&directory).is_some() => {}
@@ -157,27 +157,34 @@ impl Layer {
         fs::read(&path).at("reading", &path)
     }
 
-    /// The initramfs with this init and these keys.
-    pub fn initrd(&self, init: &[u8], trusted_keys: &str) -> Result<Vec<u8>, BuildError> {
-        let frame = initramfs::frame(init, trusted_keys);
-        let path = self.directory.join(format!("initrd-{}", &hex::encode(Sha256::digest(&frame))[..32]));
+    /// The initramfs with this frame (init and keys).
+    pub fn initrd(&self, frame: &[u8]) -> Result<Vec<u8>, BuildError> {
+        let path = self.directory.join(initrd_name(frame));
         if let Ok(bytes) = fs::read(&path) {
             return Ok(bytes);
         }
         let modules = self.directory.join(MODULES);
         let modules = fs::read(&modules).at("reading", &modules)?;
-        let bytes = initramfs::pack(&[&frame, &modules]).at("packing", &path)?;
+        let (_, bytes) = initrd(&modules, frame).at("packing", &path)?;
         scratch::write_whole(&path, &bytes, 0o644, false).at("writing", &path)?;
         Ok(bytes)
     }
 }
 
+fn initrd_name(frame: &[u8]) -> String {
+    format!("initrd-{}", &hex::encode(Sha256::digest(frame))[..32])
+}
+
+/// The initramfs and the name under which a layer keeps it.
+fn initrd(modules: &[u8], frame: &[u8]) -> std::io::Result<(String, Vec<u8>)> {
+    Ok((initrd_name(frame), initramfs::pack(&[frame, modules])?))
+}
+
 fn make(
     loaded: &Loaded,
-    package: &str,
+    (package, frame): (&str, &[u8]),
     lock: &Lock,
-    cache: &Cache,
-    tools: &Tools,
+    (cache, tools): (&Cache, &Tools),
     directory: &Path,
     progress: &dyn Progress,
 ) -> Result<(), BuildError> {
@@ -211,14 +218,26 @@ fn make(
         return Err(BuildError::Root { image, problems: root.problems });
     }
     progress.stage(Stage::Root, &format!("{} MiB", root.tree.size() >> 20));
-    pack::base(tools, &root.tree, &lock.digest(), &directory.join(BASE))?;
     let write =
         |name: &str, bytes: &[u8]| fs::write(directory.join(name), bytes).at("writing", directory.join(name));
-    write(KERNEL, &kernel.image)?;
-    write(MODULES, &initramfs::modules(&kernel, &early).at("packing", directory.join(MODULES))?)?;
+    // What else is to be done needs less time than packing.
+    let beside = || {
+        write(KERNEL, &kernel.image)?;
+        let modules =
+            initramfs::modules(&kernel, &early, &root.tree).at("packing", directory.join(MODULES))?;
+        write(MODULES, &modules)?;
+        let (file, bytes) = initrd(&modules, frame).at("packing", directory)?;
+        write(&file, &bytes)?;
+        Ok::<_, BuildError>(elf::needs(&root.tree))
+    };
+    let needs = std::thread::scope(|scope| {
+        let beside = scope.spawn(beside);
+        pack::base(tools, &root.tree, &lock.digest(), &directory.join(BASE))?;
+        beside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?;
     let known = Known {
         kernel_release: kernel.release,
-        needs: elf::needs(&root.tree),
+        needs,
         sysusers: root.sysusers,
         texts: root.texts,
         warnings: root.warnings,
@@ -236,8 +255,12 @@ fn find_kernel(unpacked: &[Unpacked]) -> Result<Kernel, BadKernel> {
 /// Removes the layers that were not used for longest.
 fn forget(place: &Path) {
     let Ok(entries) = fs::read_dir(place) else { return };
+    let last_used = |layer: &Path| {
+        let meta = fs::metadata(layer.join(USED)).or_else(|_| fs::metadata(layer)).ok()?;
+        meta.modified().ok()
+    };
     let mut layers: Vec<_> =
-        entries.flatten().filter_map(|e| Some((e.metadata().ok()?.modified().ok()?, e.path()))).collect();
+        entries.flatten().filter_map(|e| Some((last_used(&e.path())?, e.path()))).collect();
     layers.sort();
     for (_, path) in layers.iter().rev().skip(KEPT) {
         let _ = fs::remove_dir_all(path);

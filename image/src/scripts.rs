@@ -11,8 +11,16 @@ const REVIEWED: &[(&str, &str)] = &[
     ("base-files", "checks the merged /usr; makes directories and defaults of /etc: root.rs does"),
     ("base-passwd", "makes passwd and group of its master files: accounts.rs does"),
     ("bash", "alternative for builtins(7)"),
+    ("condor", "user condor: ACCOUNTS; directories: the recipe's start script; bytecode of its Python tools"),
     ("dash", "diverts /bin/sh in upgrades; the recipe's base links it"),
     ("e2fsprogs", "renews the initramfs of an installed system"),
+    ("firmware-amd-graphics", "renews the initramfs of an installed system"),
+    ("firmware-bnx2", "renews the initramfs of an installed system"),
+    ("firmware-bnx2x", "renews the initramfs of an installed system"),
+    ("firmware-intel-graphics", "diversions for dpkg's own upgrades; renews the initramfs"),
+    ("firmware-intel-misc", "diversions for dpkg's own upgrades"),
+    ("firmware-misc-nonfree", "diversions for dpkg's own upgrades; renews the initramfs"),
+    ("firmware-realtek", "diversions for dpkg's own upgrades; renews the initramfs"),
     (
         "fontconfig-config",
         "links of conf.d by debconf's answers: the desktop recipe brings its own fonts.conf",
@@ -23,8 +31,10 @@ const REVIEWED: &[(&str, &str)] = &[
     ("libc6", "checks the running kernel; restarts services of an installed system"),
     ("libext2fs2t64", "diversions for dpkg's own upgrades"),
     ("libglib2.0-0t64", "compiles schemas: no program of ours reads GSettings"),
+    ("libgcrypt20", "restarts services of an installed system"),
     ("libgssapi-krb5-2", "moves a file of an old release"),
     ("libibverbs1", "group rdma: ACCOUNTS"),
+    ("libpam0g", "restarts services of an installed system"),
     ("libreadline8t64", "diversions for dpkg's own upgrades"),
     ("libselinux1", "makes a run-time directory of SELinux, which is off"),
     ("libtirpc3t64", "diversions for dpkg's own upgrades"),
@@ -35,17 +45,25 @@ const REVIEWED: &[(&str, &str)] = &[
         "user libvirt-qemu: ACCOUNTS; owners of directories that libvirtd makes itself",
     ),
     ("libvirt-daemon-log", "diversions for dpkg's own upgrades; systemd units"),
+    (
+        "munge",
+        "user munge: ACCOUNTS; directories: the recipe's start script; a key of its own, which no node may have",
+    ),
     ("readline-common", "/etc/inputrc, a copy of the built-in default"),
+    ("slurm-wlm-basic-plugins", "user slurm: its sysusers.d; owners of directories of slurmctld"),
+    ("slurmd", "alternatives: ALTERNATIVES; owners of directories: slurmd runs as root"),
 ];
 
 /// Accounts that scripts of packages add, as sysusers.d(5) lines.
 pub const ACCOUNTS: &[(&str, &str)] = &[
+    ("condor", "u condor - \"HTCondor Daemons\" /var/lib/condor\n"),
     ("libibverbs1", "g rdma -\n"),
     ("libvirt-daemon-common", "g libvirt -\n"),
     (
         "libvirt-daemon-driver-qemu",
         "g kvm -\ng libvirt-qemu 64055\nu libvirt-qemu 64055:kvm \"Libvirt Qemu\" /var/lib/libvirt\nm libvirt-qemu libvirt-qemu\n",
     ),
+    ("munge", "u munge - - /nonexistent\n"),
 ];
 
 /// Alternatives that our images need: link, then candidates, the first that is there wins.
@@ -53,6 +71,8 @@ pub const ALTERNATIVES: &[(&str, &[&str])] = &[
     ("usr/bin/awk", &["usr/bin/mawk", "usr/bin/gawk", "usr/bin/busybox"]),
     ("usr/bin/sh", &["usr/bin/dash", "usr/bin/busybox"]),
     ("usr/bin/x-window-manager", &["usr/bin/icewm"]),
+    ("usr/sbin/slurmd", &["usr/sbin/slurmd-wlm"]),
+    ("usr/sbin/slurmstepd", &["usr/sbin/slurmstepd-wlm"]),
 ];
 
 /// What to say about a package's scripts; `None` when they are known or absent.

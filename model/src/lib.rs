@@ -6,6 +6,7 @@
 //! | [`mac`] | a hardware address |
 //! | [`fault`] | what is wrong with a file, where, and what to do: all faults at once |
 //! | [`recipe`] | what an image is made of |
+//! | [`recipe_reference`] | the page that explains every key of a recipe |
 //! | [`manifest`] | what an image is: sizes, hashes, root hash, signature |
 //! | [`service`] | a program that PID 1 supervises |
 //! | [`boot`] | the boot plane's questions (who is this machine?) and its journal |
@@ -26,6 +27,7 @@ pub mod manifest;
 pub mod node;
 pub mod paths;
 pub mod recipe;
+pub mod recipe_reference;
 pub mod service;
 pub mod site;
 

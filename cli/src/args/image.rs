@@ -65,6 +65,10 @@ pub enum Image {
         #[arg(short = 'o', long, default_value = "store", env = "LABSHIFT_STORE")]
         store: PathBuf,
     },
+    /// Boot an image in a virtual lab at once and show its serial line; Ctrl-C ends it.
+    Run(ImageRun),
+    /// Print the reference page of recipes (Markdown).
+    Reference,
     /// Remove old generations; what a channel points to or a node uses always stays.
     Gc(ImageGc),
 }
@@ -167,6 +171,31 @@ pub struct ImageGc {
     /// Server.
     #[command(flatten)]
     pub server: Server,
+    /// Image store.
+    #[arg(short = 'o', long, default_value = "store", env = "LABSHIFT_STORE")]
+    pub store: PathBuf,
+}
+
+/// `image run`.
+#[derive(Debug, Args)]
+pub struct ImageRun {
+    /// Image name, NAME@CHANNEL or NAME@GENERATION; it must be of kind host.
+    pub image: String,
+    /// Firmware of the workstation.
+    #[arg(long, value_parser = ["bios", "uefi"], default_value = "bios")]
+    pub firmware: String,
+    /// Image of the guest that the workstation shows on its screen; without one it computes.
+    #[arg(long, value_name = "IMAGE")]
+    pub desktop: Option<String>,
+    /// Memory of the workstation in MiB.
+    #[arg(long, default_value_t = 3072)]
+    pub memory: u32,
+    /// Directory for the lab's state, logs and sockets.
+    #[arg(long, default_value = "lab")]
+    pub output: PathBuf,
+    /// End with success as soon as the serial line has this text.
+    #[arg(long, value_name = "TEXT")]
+    pub until: Option<String>,
     /// Image store.
     #[arg(short = 'o', long, default_value = "store", env = "LABSHIFT_STORE")]
     pub store: PathBuf,

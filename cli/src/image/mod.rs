@@ -2,6 +2,7 @@
 
 mod keep;
 mod look;
+mod run;
 mod watch;
 
 use std::{
@@ -40,6 +41,11 @@ pub fn run(command: Image, json: bool) -> Result<()> {
         Image::Publish { image, channel, store } => keep::publish(&image, &channel, &store, json),
         Image::Rollback { image, channel, store } => keep::rollback(&image, &channel, &store, json),
         Image::Gc(g) => keep::gc(&g, json),
+        Image::Run(r) => run::run(&r),
+        Image::Reference => {
+            print!("{}", labshift_model::recipe_reference::page());
+            Ok(())
+        }
     }
 }
 

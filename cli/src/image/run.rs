@@ -1,0 +1,134 @@
+//! `labshift image run`: one workstation of a virtual lab boots an image at once, and its serial line is shown.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use labshift_lab::{ControlError, LabClient, control::Request};
+use labshift_model::{
+    mac::MacAddr,
+    manifest::{ImageKind, Manifest, short},
+    paths,
+};
+
+use super::{existing, refused};
+use crate::args::ImageRun;
+
+/// The lab's only workstation.
+const MACHINE: &str = "ws1";
+const MAC: MacAddr = MacAddr([0x52, 0x54, 0x00, 0x77, 0x00, 0x01]);
+
+/// Boots an image until Ctrl-C, or until its serial line says what was waited for.
+pub fn run(arguments: &ImageRun) -> Result<()> {
+    let store = existing(&arguments.store)?;
+    let (name, generation) = store.find(&arguments.image).map_err(refused)?;
+    let file = store.generation(&name, &generation).join(paths::MANIFEST);
+    let bytes = fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
+    let manifest = Manifest::from_bytes(&bytes).with_context(|| format!("reading {}", file.display()))?;
+    ensure!(
+        manifest.kind == ImageKind::Host,
+        "image {name} is a guest's; run it on a host: `labshift image run HOST --desktop {name}`"
+    );
+    fs::create_dir_all(&arguments.output)
+        .with_context(|| format!("making {}", arguments.output.display()))?;
+    let site = arguments.output.join("site.toml");
+    fs::write(&site, site_of(&name, &generation, arguments.desktop.as_deref()))
+        .with_context(|| format!("writing {}", site.display()))?;
+    println!("{name}@{}: one workstation with {} firmware", short(&generation), arguments.firmware);
+
+    let mut lab = Lab { child: start(arguments, &site)?, client: LabClient::new(&arguments.output) };
+    let lines = lab.child.stdout.take().map(BufReader::new).context("listening to labshift lab up")?;
+    let mut lines = lines.lines().map_while(Result::ok);
+    let up = lines.by_ref().any(|line| {
+        println!("  {line}");
+        line.starts_with("lab is up")
+    });
+    if !up {
+        let status = lab.child.wait().context("waiting for labshift lab up")?;
+        bail!("labshift lab up ended with {status}");
+    }
+    std::thread::spawn(move || lines.for_each(drop));
+    lab.client.ask(&Request::Wake { mac: MAC }).context("waking the workstation")?;
+    let mut last = 0;
+    loop {
+        match lab.client.wait(last, MACHINE, "serial", "", Duration::from_secs(3600)) {
+            Ok(happening) => {
+                last = happening.id;
+                println!("{}", happening.detail);
+                if arguments.until.as_ref().is_some_and(|text| happening.detail.contains(text)) {
+                    return Ok(());
+                }
+            }
+            Err(ControlError::NoLab { .. }) => return Ok(()),
+            Err(error) => return Err(error).context("reading the workstation's serial line"),
+        }
+    }
+}
+
+fn start(arguments: &ImageRun, site: &std::path::Path) -> Result<Child> {
+    let program = std::env::current_exe().context("finding this program")?;
+    Command::new(program)
+        .args(["lab", "up", "--dashboard", "127.0.0.1:0", "--clock", "manual:2026-11-23T09:00:00"])
+        .args(["--firmware", &format!("{MACHINE}={}", arguments.firmware)])
+        .args(["--memory", &arguments.memory.to_string()])
+        .arg("--site")
+        .arg(site)
+        .arg("--store")
+        .arg(&arguments.store)
+        .arg("--output")
+        .arg(&arguments.output)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("starting labshift lab up")
+}
+
+/// Ends the lab, whatever happens here.
+struct Lab {
+    child: Child,
+    client: LabClient,
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if self.client.ask(&Request::Stop).is_err() {
+            let _ = self.child.kill();
+        }
+        let _ = self.child.wait();
+    }
+}
+
+/// A room of one machine, pinned to the generation: with a desktop it has a lesson all day.
+fn site_of(name: &str, generation: &str, desktop: Option<&str>) -> String {
+    let session = "[[schedule.session]]\ntitle = \"image run\"\ndays = [\"mon-fri\"]\nstart = \"08:00\"\nend = \"20:00\"\n";
+    format!(
+        "name = \"image-run\"\ntimezone = \"UTC\"\n\n[server]\naddress = \"10.77.0.1/24\"\npool = \"10.77.0.100-10.77.0.199\"\n\n\
+         [[template]]\nname = \"desktop\"\nimage = \"{}\"\nrole = \"desktop\"\nmemory_mib = 512\nvcpus = 1\n\n\
+         [[room]]\nname = \"room\"\nimage = \"{name}\"\ngeneration = \"{generation}\"\nschedule = \"always\"\ndesktop = \"desktop\"\n\n\
+         [[machine]]\nname = \"{MACHINE}\"\nroom = \"room\"\nmac = \"{MAC}\"\naddress = \"10.77.0.11\"\n\n\
+         [[schedule]]\nname = \"always\"\noutside = \"compute\"\n{}",
+        desktop.unwrap_or("none"),
+        if desktop.is_some() { session } else { "" },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use labshift_model::site::Site;
+
+    use super::*;
+
+    #[test]
+    fn the_site_is_right() {
+        for desktop in [None, Some("guest-desktop")] {
+            let site =
+                Site::parse("site.toml", &site_of("lab", &"ab".repeat(32), desktop)).expect("a right site");
+            assert_eq!(site.machines[0].mac, MAC);
+            assert_eq!(site.rooms[0].generation.as_deref(), Some(&*"ab".repeat(32)));
+        }
+    }
+}

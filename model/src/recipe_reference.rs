@@ -1,0 +1,250 @@
+//! The reference page of recipes: every key that [`crate::recipe`] reads, with what it means.
+//!
+//! `labshift image reference` prints it; `docs/recipes.md` is that output, and a test compares the two. Another test compares the
+//! keys here with those that the parser asks for.
+
+/// One key of a recipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Key {
+    /// Its name.
+    pub name: &'static str,
+    /// What its value is.
+    pub kind: &'static str,
+    /// What holds when it is absent; `required` when it may not be.
+    pub absent: &'static str,
+    /// What it means.
+    pub means: &'static str,
+}
+
+/// A table of a recipe and its keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Table {
+    /// As written in the file; empty for the top.
+    pub heading: &'static str,
+    /// What it is for.
+    pub about: &'static str,
+    /// Its keys.
+    pub keys: &'static [Key],
+}
+
+const fn key(name: &'static str, kind: &'static str, absent: &'static str, means: &'static str) -> Key {
+    Key { name, kind, absent, means }
+}
+
+/// All tables, in the order of the page.
+pub const TABLES: &[Table] = &[
+    Table {
+        heading: "",
+        about: "The top of the file, before any table.",
+        keys: &[
+            key("name", "name", "a base for others, which can't be built", "The image's name."),
+            key(
+                "kind",
+                "`host` or `guest`",
+                "the base's",
+                "A host boots over the network on a workstation, a guest as a virtual machine on one.",
+            ),
+            key(
+                "extends",
+                "path",
+                "no base",
+                "Recipe that this one adds to, relative to this file. Lists follow the base's; single values and entries of the same name win over them.",
+            ),
+            key(
+                "suite",
+                "name",
+                "`trixie`",
+                "Debian suite. Its updates and security suites are used where a mirror has them.",
+            ),
+            key(
+                "components",
+                "list of names",
+                "`main`",
+                "Components of the archive, such as `non-free-firmware`.",
+            ),
+            key(
+                "mirrors",
+                "list of addresses",
+                "the machine's apt sources",
+                "Mirrors, `http://` or `https://`; the first that answers is used. The security archive is looked for beside each, at `ADDRESS-security`.",
+            ),
+            key(
+                "keyring",
+                "path",
+                "Debian's keys on this machine",
+                "OpenPGP keys that must have signed the mirror's lists, relative to this file.",
+            ),
+            key(
+                "packages",
+                "list of packages",
+                "none",
+                "What to install, with all that it depends on. Recommendations are not followed.",
+            ),
+            key(
+                "leave_out",
+                "list of packages",
+                "none",
+                "Packages that stay out although something depends on them.",
+            ),
+            key(
+                "strict",
+                "true or false",
+                "false",
+                "A maintainer script that nobody has reviewed is an error instead of a warning. No script is ever run.",
+            ),
+            key(
+                "prune",
+                "list of globs",
+                "none",
+                "Paths that are left out, without a leading `/`. `*` and `?` stay within a directory, `**` goes through; a directory takes along what is below it. Documentation, translations and systemd's units are always left out.",
+            ),
+            key("ports", "list of strings", "none", "TCP ports that the node may listen on."),
+            key("hostname", "name", "the image's name", "Host name until the server gives one."),
+        ],
+    },
+    Table {
+        heading: "[kernel]",
+        about: "The kernel.",
+        keys: &[
+            key("package", "package", "the base's", "Package that is, or depends on, the kernel's image."),
+            key("arguments", "list of strings", "none", "Kernel arguments, in order."),
+        ],
+    },
+    Table {
+        heading: "[modules]",
+        about: "Modules: names, or globs over their paths such as `kernel/drivers/net/ethernet/**`. What they depend on comes along; firmware that modules of the initramfs name comes into it, when a package brings it.",
+        keys: &[
+            key(
+                "initrd",
+                "list of names and globs",
+                "none",
+                "What is needed to reach the network and the root.",
+            ),
+            key("root", "list of names", "none", "What init loads from the root, in order."),
+            key(
+                "keep",
+                "list of names and globs",
+                "none",
+                "What lies in the root for hardware that may be there.",
+            ),
+        ],
+    },
+    Table {
+        heading: "[[file]]",
+        about: "A file, link or directory of the recipe's own. Exactly one of `source`, `text`, `link` and `directory`.",
+        keys: &[
+            key("dest", "absolute path", "required", "Where it is in the image."),
+            key(
+                "source",
+                "path, or `@program`",
+                "",
+                "Content: a file relative to the recipe, or a program of labshift.",
+            ),
+            key("text", "string", "", "Content, given here."),
+            key("link", "string", "", "Target of a symbolic link."),
+            key("directory", "true", "", "A directory."),
+            key("mode", "octal string", "`0644`; `0755` for programs and directories", "Permission bits."),
+            key("owner", "`user` or `user:group`", "`root:root`", "Owner, by name."),
+        ],
+    },
+    Table {
+        heading: "[[user]]",
+        about: "A user. Packages' own users need no entry. Nobody has a password.",
+        keys: &[
+            key("name", "name", "required", "Login name."),
+            key("uid", "1 to 65533", "required", "User id; fixed, so that two builds are the same."),
+            key("group", "name", "a group of the user's name and id", "Primary group."),
+            key("groups", "list of names", "none", "Further groups."),
+            key("home", "path", "`/nonexistent`", "Home directory; below `/home` it is made."),
+            key("shell", "path", "`/usr/sbin/nologin`", "Login shell."),
+        ],
+    },
+    Table {
+        heading: "[[group]]",
+        about: "A group.",
+        keys: &[
+            key("name", "name", "required", "Its name."),
+            key("gid", "1 to 65533", "required", "Group id."),
+        ],
+    },
+    Table {
+        heading: "[[service]]",
+        about: "A program that PID 1 starts and supervises.",
+        keys: &[
+            key("name", "name", "required", "Its name."),
+            key(
+                "exec",
+                "list of strings",
+                "required",
+                "Absolute path of the program, then its arguments. No shell is involved.",
+            ),
+            key("after", "list of names", "none", "Services that must be ready before."),
+            key("restart", "`always`, `on-failure` or `never`", "`always`", "What happens when it ends."),
+            key("environment", "list of `NAME=value`", "none", "Its environment."),
+            key("user", "name", "root", "Who it runs as."),
+            key("ready", "absolute path", "ready at once", "It is ready when this path exists."),
+            key("tty", "absolute path", "none", "Terminal that becomes its own."),
+        ],
+    },
+];
+
+/// The page, in Markdown.
+pub fn page() -> String {
+    let mut text = "# Recipes\n\nA recipe says what an image is made of. Mistakes are reported all at once, each with line and column. This page is the \
+                    output of `labshift image reference`.\n"
+        .to_owned();
+    for table in TABLES {
+        let heading =
+            if table.heading.is_empty() { "The file".to_owned() } else { format!("`{}`", table.heading) };
+        text += &format!(
+            "\n## {heading}\n\n{}\n\n| key | value | when absent | meaning |\n|---|---|---|---|\n",
+            table.about
+        );
+        for key in table.keys {
+            text += &format!("| `{}` | {} | {} | {} |\n", key.name, key.kind, key.absent, key.means);
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Which keys the parser asks for, read off its source: `section.string("home")` and the like.
+    #[test]
+    fn has_every_key_that_the_parser_reads() {
+        let source = include_str!("recipe.rs");
+        let mut asked = BTreeSet::new();
+        for method in [
+            ".string(\"",
+            ".strings(\"",
+            ".required(\"",
+            ".integer(\"",
+            ".boolean(\"",
+            ".section(\"",
+            ".sections(\"",
+        ] {
+            let found =
+                source.match_indices(method).filter_map(|(i, m)| source[i + m.len()..].split('"').next());
+            asked.extend(found.map(str::to_owned));
+        }
+        let mut told: BTreeSet<String> =
+            TABLES.iter().flat_map(|t| t.keys).map(|k| k.name.to_owned()).collect();
+        told.extend(
+            TABLES.iter().map(|t| t.heading.trim_matches(['[', ']']).to_owned()).filter(|h| !h.is_empty()),
+        );
+        assert_eq!(asked, told);
+    }
+
+    /// `labshift image reference > docs/recipes.md` renews it.
+    #[test]
+    fn the_page_is_current() {
+        assert!(
+            include_str!("../../docs/recipes.md") == page(),
+            "docs/recipes.md is old: labshift image reference > docs/recipes.md"
+        );
+    }
+}
