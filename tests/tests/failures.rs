@@ -237,3 +237,18 @@ fn a_runtime_that_crashes_in_a_loop() {
     machine.says("virtio_gpu");
     machine.shows(&page_letters(), &["SERVICES", sentence, "Node: ws-77 ", &format!("MAC: {MAC}")]);
 }
+
+/// The kernel is stopped for good (a panic that waits for ever): the board's watchdog, which PID 1 fed until then, starts the machine
+/// anew.
+#[test]
+fn a_kernel_that_hangs_is_started_anew_by_the_watchdog() {
+    let crash = "/usr/bin/busybox sleep 3; echo c > /proc/sysrq-trigger";
+    let answer = answer(|manifest| manifest.services = vec![service("crash", &["/usr/bin/sh", "-c", crash])]);
+    let server = server(Behaviour { answer: Some(Ok(answer)), ..Default::default() });
+    let arguments = format!("{} panic=0", arguments(&server));
+    let more = ["-device", "i6300esb", "-action", "watchdog=reset"];
+    let machine = Bare::start("watchdog", Setup { arguments, more: &more, ..Setup::default() });
+    let serial = machine.says("1 services are up");
+    assert!(serial.contains("watchdog i6300ESB timer fed"), "{serial}");
+    machine.says_times(" init kernel ", 2);
+}
