@@ -26,8 +26,10 @@ use crate::{
 
 /// Bytes that are fetched and kept together.
 pub const CHUNK: u64 = 32 * BLOCK as u64;
+/// Chunks fetched by one request: a request costs more than a few chunks that nobody wants.
+const USUAL: u64 = 4;
 /// Chunks fetched by one request when reads follow one another.
-const AHEAD: u64 = 8;
+const AHEAD: u64 = 16;
 /// Chunks kept in memory under [`Policy::Lazy`].
 const FEW: usize = 64;
 /// Chunks fetched by one request in the background.
@@ -163,7 +165,7 @@ impl Blocks {
             }
             store = self.changed.wait(store).unwrap_or_else(PoisonError::into_inner);
         }
-        let ahead = if number == store.expected { AHEAD } else { 1 };
+        let ahead = if number == store.expected { AHEAD } else { USUAL };
         let count = self.claim(&mut store, number, ahead);
         store.expected = number + count;
         drop(store);

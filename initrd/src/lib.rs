@@ -23,6 +23,7 @@
 //! | [`clock`] | a guest's time after a pause |
 //! | [`life`] | all of it, in order; [`plan`] says it without doing it |
 //! | [`power`], [`button`] | the end |
+//! | [`watchdog`] | the end of a machine that hangs |
 //! | [`sys`] | the crate's unsafe code |
 
 pub mod blocks;
@@ -56,3 +57,4 @@ pub mod server;
 pub mod supervisor;
 pub mod sys;
 pub mod verity;
+pub mod watchdog;

@@ -23,6 +23,7 @@ use crate::{
     power::{self, End},
     process::Cgroups,
     supervisor::{Event, Supervisor, Surroundings, note_up},
+    watchdog,
 };
 
 /// Seconds between a fault of init itself and the reboot.
@@ -36,6 +37,7 @@ const ADDRESS_PATIENCE: Duration = Duration::from_secs(75);
 /// Everything PID 1 does. Never returns.
 pub fn live() -> ! {
     std::panic::set_hook(Box::new(|panic| JOURNAL.say("init", &format!("fault in init: {panic}"))));
+    spawn_for_life("watchdog", || watchdog::feed(Path::new("/")));
     let end = catch_unwind(|| {
         let handover = boot::run();
         match supervise(&handover) {

@@ -43,8 +43,9 @@ fn a_flipped_byte_is_refused_by_name() {
     let file = damaged.join("images/lab").join(generation.trim()).join("root.erofs");
     let file = OpenOptions::new().read(true).write(true).open(file).expect("opening the root");
     let mut byte = [0];
-    file.read_exact_at(&mut byte, 20_000_000).expect("reading a byte");
-    file.write_all_at(&[byte[0] ^ 1], 20_000_000).expect("flipping a bit");
+    // In the first block: every mount reads it.
+    file.read_exact_at(&mut byte, 3_000).expect("reading a byte");
+    file.write_all_at(&[byte[0] ^ 1], 3_000).expect("flipping a bit");
 
     let lab = TestLab::up("flipped", &damaged, SITE, MORNING, &["--firmware", "ws2=uefi"]);
     lab.lab(&["wake", "ws1"]);
@@ -59,7 +60,7 @@ fn a_flipped_byte_is_refused_by_name() {
         });
         let serial = lab.serial(name);
         assert!(serial.contains("ROOT-HASH") && serial.contains(&image), "{serial}");
-        assert!(!serial.contains("root-mounted"), "a damaged root was mounted");
+        assert!(!serial.contains("running from the new root"), "a damaged root was mounted");
         let texts = ["ROOT-HASH", &image, "What to do: ", mac, &format!("Node: {name} ")];
         let picture = lab.reads(name, &format!("{name}-refused"), &letters, &texts);
         assert!(picture.find("ROOT-HUSH", &letters).is_none(), "the reader finds what is not there");

@@ -21,6 +21,19 @@ fn server(behaviour: Behaviour) -> Server {
     Server::start(Behaviour { root: image("guest-batch").join("root.erofs"), ..behaviour })
 }
 
+fn service(name: &str, exec: &[&str]) -> Service {
+    Service {
+        name: name.into(),
+        exec: exec.iter().map(|&word| word.to_owned()).collect(),
+        after: vec![],
+        restart: Restart::Always,
+        environment: vec![],
+        user: None,
+        ready: None,
+        tty: None,
+    }
+}
+
 fn arguments(server: &Server) -> String {
     format!("labshift.server={} labshift.retry=600", server.url())
 }
@@ -125,6 +138,36 @@ fn a_flipped_byte_of_the_root() {
     assert!(failure.sentence.contains(&format!("block {} of", 5_000_000 / 4096)), "{failure:?}");
 }
 
+/// The same when the root comes as it is read: the block that the mount needs is wrong.
+#[test]
+fn a_flipped_byte_of_a_root_that_comes_as_it_is_read() {
+    let answer = answer(|_| ());
+    let server = server(Behaviour { answer: Some(Ok(answer)), flip: Some(3_000), ..Default::default() });
+    let arguments = format!("{} labshift.policy=lazy", arguments(&server));
+    let machine = Bare::start("flipped-lazy", Setup { arguments, ..Setup::default() });
+    page(&machine, "ROOT-HASH", "image lab generation ", "The image in the store is damaged");
+    assert!(server.failure().sentence.contains("block 0 of"));
+}
+
+/// A root that comes as it is read: the server dies while programs start, and they go on when it is back; in the end everything is
+/// here and the server may die for good.
+#[test]
+fn a_root_that_comes_as_it_is_read() {
+    let answer = answer(|manifest| {
+        manifest.services = vec![service("last", &["/usr/bin/sh", "-c", "exec /usr/bin/busybox sleep 1000"])];
+    });
+    // Within the first blocks that are read once the root is mounted.
+    let server =
+        server(Behaviour { answer: Some(Ok(answer)), die_after: vec![1_500_000], ..Default::default() });
+    let arguments = format!("{} labshift.policy=full", arguments(&server));
+    let machine = Bare::start("lazy", Setup { arguments, ..Setup::default() });
+    server.died();
+    server.revive();
+    let serial = machine.says("MiB are here now; the server may go away");
+    assert!(serial.contains("1 services are up") && serial.contains("come as they are read"), "{serial}");
+    assert!(!serial.contains("BOOT FAILED"), "{serial}");
+}
+
 #[test]
 fn too_little_memory() {
     let answer = answer(|manifest| manifest.root.data_size = 8 << 30);
@@ -162,16 +205,7 @@ fn a_kernel_argument_that_is_wrong() {
 /// The server dies twice in the middle of the root, once for longer than one try; the boot goes on where it was.
 #[test]
 fn a_server_that_dies_and_comes_back() {
-    let service = Service {
-        name: "done".into(),
-        exec: vec!["/usr/bin/busybox".into(), "sleep".into(), "1000".into()],
-        after: vec![],
-        restart: Restart::Always,
-        environment: vec![],
-        user: None,
-        ready: None,
-        tty: None,
-    };
+    let service = service("done", &["/usr/bin/busybox", "sleep", "1000"]);
     let answer = answer(|manifest| manifest.services = vec![service]);
     let die_after = vec![2_000_000, 4_000_000];
     let server = server(Behaviour { answer: Some(Ok(answer)), die_after, ..Default::default() });
@@ -189,14 +223,8 @@ fn a_server_that_dies_and_comes_back() {
 #[test]
 fn a_runtime_that_crashes_in_a_loop() {
     let service = Service {
-        name: "labshift-runtime".into(),
-        exec: vec!["/usr/bin/busybox".into(), "false".into()],
-        after: vec![],
-        restart: Restart::Always,
-        environment: vec![],
-        user: None,
         ready: Some("/run/never".into()),
-        tty: None,
+        ..service("labshift-runtime", &["/usr/bin/busybox", "false"])
     };
     let answer = answer(|manifest| manifest.services = vec![service]);
     let server = server(Behaviour { answer: Some(Ok(answer)), ..Default::default() });
@@ -208,4 +236,19 @@ fn a_runtime_that_crashes_in_a_loop() {
     // The root's own driver has made a graphics screen of it by then.
     machine.says("virtio_gpu");
     machine.shows(&page_letters(), &["SERVICES", sentence, "Node: ws-77 ", &format!("MAC: {MAC}")]);
+}
+
+/// The kernel is stopped for good (a panic that waits for ever): the board's watchdog, which PID 1 fed until then, starts the machine
+/// anew.
+#[test]
+fn a_kernel_that_hangs_is_started_anew_by_the_watchdog() {
+    let crash = "/usr/bin/busybox sleep 3; echo c > /proc/sysrq-trigger";
+    let answer = answer(|manifest| manifest.services = vec![service("crash", &["/usr/bin/sh", "-c", crash])]);
+    let server = server(Behaviour { answer: Some(Ok(answer)), ..Default::default() });
+    let arguments = format!("{} panic=0", arguments(&server));
+    let more = ["-device", "i6300esb", "-action", "watchdog=reset"];
+    let machine = Bare::start("watchdog", Setup { arguments, more: &more, ..Setup::default() });
+    let serial = machine.says("1 services are up");
+    assert!(serial.contains("watchdog i6300ESB timer fed"), "{serial}");
+    machine.says_times(" init kernel ", 2);
 }

@@ -1,0 +1,56 @@
+//! The hardware watchdog: a timer on the board that starts the machine anew when nobody feeds it. Fed from the first second there is a
+//! driver for it, for life; a kernel that hangs, and a PID 1 that is gone, stop feeding it.
+//!
+//! Linux `Documentation/watchdog/watchdog-api.rst`: opening `/dev/watchdog` starts the timer, a write feeds it. The driver's own
+//! time, usually 30 s, is left as it is.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::{self, Write},
+    path::Path,
+    time::Duration,
+};
+
+use crate::journal::JOURNAL;
+
+/// Between two feedings.
+const PERIOD: Duration = Duration::from_secs(5);
+/// Between two looks for a watchdog whose driver is not loaded yet.
+const LOOK: Duration = Duration::from_millis(500);
+/// Looks before there is taken to be none; one that comes later still is fed, by the slower look.
+const LOOKS: u32 = 120;
+
+/// Feeds for life.
+pub fn feed(sysroot: &Path) {
+    let mut looks = 0;
+    loop {
+        if let Err(why) = feed_one(sysroot)
+            && why.kind() != io::ErrorKind::NotFound
+        {
+            JOURNAL.say("watchdog", &format!("not fed: {why}"));
+            std::thread::sleep(PERIOD * 12);
+        }
+        looks += 1;
+        std::thread::sleep(if looks < LOOKS { LOOK } else { PERIOD * 12 });
+    }
+}
+
+fn feed_one(sysroot: &Path) -> io::Result<()> {
+    let mut device = OpenOptions::new().write(true).open(sysroot.join("dev/watchdog"))?;
+    let about = |file: &str| {
+        let text = fs::read_to_string(sysroot.join("sys/class/watchdog/watchdog0").join(file));
+        text.map(|t| t.trim().to_owned()).unwrap_or_default()
+    };
+    JOURNAL.say(
+        "watchdog",
+        &format!(
+            "{} fed; the machine starts anew {} s after the last time",
+            about("identity"),
+            about("timeout")
+        ),
+    );
+    loop {
+        device.write_all(&[0])?;
+        std::thread::sleep(PERIOD);
+    }
+}
