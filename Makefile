@@ -6,7 +6,7 @@ TOOLS := target/tools
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test test-unit test-lab check fuzz bench bench-boot-server clean
+.PHONY: help deps build demo test test-unit test-lab check fuzz bench bench-boot-server deb clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -56,6 +56,9 @@ bench-boot-server: build ## DHCP, TFTP and HTTP beside dnsmasq, Kea, tftpd-hpa a
 	@scripts/deps bench
 	$(CARGO) build --release --locked -p labshift-pxe --example load
 	$(SUDO) scripts/bench-boot-server
+
+deb: build ## the Debian package, with a systemd unit that needs no root: target/deb
+	packaging/deb target/deb
 
 clean: ## remove what was built
 	$(CARGO) clean

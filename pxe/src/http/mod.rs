@@ -9,6 +9,7 @@ mod owner;
 mod range;
 pub(crate) mod report;
 mod request;
+pub mod tls;
 
 use std::{net::IpAddr, sync::Arc};
 
