@@ -230,7 +230,7 @@ pub fn on_a_cable_with(
         drop(cable);
     });
     let sides = [server.join(), client.join()];
-    for panic in sides.into_iter().filter_map(Result::err) {
+    if let Some(panic) = sides.into_iter().find_map(Result::err) {
         std::panic::resume_unwind(panic);
     }
 }
