@@ -193,6 +193,18 @@ async fn case_23_a_reset_after_the_last_byte_is_no_failed_transfer() {
     assert!(notes.iter().all(|e| matches!(e, BootPlaneEvent::Sent { bytes: 6, .. })), "{notes:?}");
 }
 
+/// Else the image that follows would go the slow way, over the connection that the router has.
+#[tokio::test]
+async fn a_connection_ends_with_its_script() {
+    let running = start().await;
+    let mut stream = TcpStream::connect(running.address).await.expect("connecting");
+    let request = format!("GET /boot/script.ipxe?mac={FIXED} HTTP/1.1\r\nHost: 10.77.0.1\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("sending");
+    let mut answer = String::new();
+    timeout(GUARD, stream.read_to_string(&mut answer)).await.expect("no hang").expect("receiving");
+    assert!(answer.contains("\r\nconnection: close\r\n") && answer.contains("#!ipxe\n"), "{answer}");
+}
+
 #[tokio::test]
 async fn scripts_by_machine() {
     let running = start().await;
