@@ -6,7 +6,7 @@ TOOLS := target/tools
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test test-unit test-lab check fuzz recipes bench bench-boot bench-boot-server bench-image clean
+.PHONY: help deps build demo test test-unit test-lab check fuzz recipes deb bench bench-boot bench-boot-server bench-image clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -68,6 +68,9 @@ recipes: build ## build the image of every recipe, into target/recipes
 
 bench-image: build ## how fast images are built, beside mmdebstrap and mkfs.erofs (scripts/deps bench)
 	scripts/bench-image
+
+deb: build ## the Debian package, with a systemd unit that needs no root: target/deb
+	packaging/deb target/deb
 
 clean: ## remove what was built
 	$(CARGO) clean

@@ -91,6 +91,15 @@ pub struct Serve {
     /// TCP port for firmware and nodes, on the server's address in the lab.
     #[arg(long, default_value_t = labshift_model::paths::HTTP_PORT)]
     pub http_port: u16,
+    /// TCP port for HTTPS beside HTTP, on the server's address in the lab; needs a certificate and its key.
+    #[arg(long, requires_all = ["tls_certificate", "tls_key"])]
+    pub https_port: Option<u16>,
+    /// Certificate chain for HTTPS (PEM), with an RSA key: iPXE from before the end of 2025 verifies no other.
+    #[arg(long, value_name = "FILE", requires = "https_port")]
+    pub tls_certificate: Option<PathBuf>,
+    /// Private key of the certificate (PEM).
+    #[arg(long, value_name = "FILE", requires = "https_port")]
+    pub tls_key: Option<PathBuf>,
     /// Where the dashboard and the admin API listen; a socket handed over by systemd takes its place.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8088")]
     pub dashboard: std::net::SocketAddr,

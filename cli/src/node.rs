@@ -126,6 +126,13 @@ pub fn stages(boot: &Boot) -> String {
         text.push_str(&format!("  {:>10}  +{step:<10} {name:<14} {}\n", duration(stage.ms), stage.detail));
         before = stage.ms;
     }
+    for exchange in &boot.exchanges {
+        let mark = if exchange.fault { "!" } else { " " };
+        text.push_str(&format!("  {:>10} {mark} {}\n", duration(exchange.ms), exchange.text));
+    }
+    if let Some((ms, trouble)) = boot.first_trouble() {
+        text.push_str(&format!("  first trouble, at {}: {trouble}\n", duration(ms)));
+    }
     if let Some(failure) = &boot.failure {
         text.push_str(&format!(
             "  failed: {} {}\n  help: {}\n",

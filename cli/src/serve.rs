@@ -20,7 +20,7 @@ use anyhow::{Context, Result, anyhow};
 use axum::Router;
 use labshift_fleet::{Clock, Fleet, FleetOptions};
 use labshift_model::site::Site;
-use labshift_pxe::{BootPlane, Config, Control, Mode, dhcp::elsewhere::Elsewhere};
+use labshift_pxe::{BootPlane, Config, Control, Mode, dhcp::elsewhere::Elsewhere, http::tls::Tls};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -66,6 +66,13 @@ async fn serve(arguments: Serve) -> Result<()> {
         .context("starting the boot plane")?;
     let control = plane.control();
     let lab = listen(plane.http_address()).await?;
+    let tls = match (arguments.https_port, &arguments.tls_certificate, &arguments.tls_key) {
+        (Some(port), Some(certificate), Some(key)) => {
+            let tls = Tls::read(certificate, key).context("preparing HTTPS")?;
+            Some((tls, listen((plane.http_address().ip(), port).into()).await?))
+        }
+        _ => None,
+    };
     let admins = match inherited()? {
         Some(listener) => listener,
         None => listen(arguments.dashboard).await?,
@@ -87,12 +94,20 @@ async fn serve(arguments: Serve) -> Result<()> {
         async move { drop(stopped.wait_for(|s| *s).await) }
     };
     let (front, machines) = (plane.http_front(), plane.http_router().merge(fleet.router()));
+    let secure = machines.clone();
+    let https = async {
+        match tls {
+            Some((tls, listener)) => tls.serve(listener, secure).await,
+            None => std::future::pending().await,
+        }
+    };
     let people = fleet.router().merge(fleet.dashboard());
     // A task of its own: planning for a large site must not hold up the machines that boot.
     let (engine, end) = (fleet.clone(), until());
     let mut engine = tokio::spawn(async move { engine.run(end).await });
     let result = tokio::select! {
         ended = front.serve(lab, machines) => ended.context("serving the lab's HTTP"),
+        ended = https => ended.context("serving the lab's HTTPS"),
         ended = http(admins, people, until()) => ended.context("serving the dashboard"),
         ended = plane.serve(until()) => ended.context("serving DHCP and TFTP"),
         ended = &mut engine => ended.context("running the fleet")?.context("running the fleet"),

@@ -5,10 +5,13 @@
 
 use jiff::Timestamp;
 use labshift_model::{
-    api::{Boot, BootStage},
-    boot::{Stage, StageEvent},
+    api::{Boot, BootStage, Exchange},
+    boot::{BootPlaneEvent, Speaker, Stage, StageEvent},
 };
 use serde::{Deserialize, Serialize};
+
+/// Exchanges that one boot keeps: a node that fetches without end must not fill the registry.
+const MOST_EXCHANGES: usize = 200;
 
 /// A boot being put together.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,6 +34,7 @@ impl BootLog {
             generation: String::new(),
             stages: vec![],
             failure: None,
+            exchanges: vec![],
         };
         BootLog { id, boot, kernel_real: None }
     }
@@ -61,6 +65,17 @@ impl BootLog {
         }
         self.push(seen.clone());
         Some(seen)
+    }
+
+    /// Notes what passed between the node and the boot server. True when it belongs to the boot, and is worth a write.
+    pub fn heard(&mut self, event: &BootPlaneEvent, real: Timestamp) -> bool {
+        let Some((text, fault)) = exchange(event).filter(|_| self.boot.exchanges.len() < MOST_EXCHANGES)
+        else {
+            return false;
+        };
+        let ms = milliseconds(self.boot.begun_real, real);
+        self.boot.exchanges.push(Exchange { ms, text, fault });
+        true
     }
 
     /// Stages that the node reported; returns those that are new.
@@ -96,6 +111,36 @@ impl BootLog {
     }
 }
 
+/// An event in a few words, and whether it is a fault.
+fn exchange(event: &BootPlaneEvent) -> Option<(String, bool)> {
+    let who = |speaker: Speaker| match speaker {
+        Speaker::BiosRom => "BIOS",
+        Speaker::Uefi => "UEFI",
+        Speaker::Ipxe => "iPXE",
+        Speaker::Init => "init",
+        Speaker::Other => "the system",
+    };
+    match event {
+        BootPlaneEvent::Offer { address, speaker, .. } if address.is_unspecified() => {
+            Some((format!("{} is told its boot file", who(*speaker)), false))
+        }
+        BootPlaneEvent::Offer { address, speaker, .. } => {
+            Some((format!("{} is offered {address}", who(*speaker)), false))
+        }
+        BootPlaneEvent::Lease { address, speaker, .. } => {
+            Some((format!("{} has {address}", who(*speaker)), false))
+        }
+        BootPlaneEvent::Sent { protocol, path, bytes, milliseconds, .. } => {
+            let rate = *bytes as f64 / (*milliseconds).max(1) as f64 / 1e3;
+            Some((format!("{protocol} {path}, {bytes} bytes in {milliseconds} ms, {rate:.1} MB/s"), false))
+        }
+        BootPlaneEvent::Broken { protocol, path, reason, .. } => {
+            Some((format!("{protocol} {path}: {reason}"), true))
+        }
+        BootPlaneEvent::RogueServer { .. } | BootPlaneEvent::Report { .. } => None,
+    }
+}
+
 fn milliseconds(from: Timestamp, to: Timestamp) -> u64 {
     u64::try_from(to.as_millisecond() - from.as_millisecond()).unwrap_or(0)
 }
@@ -108,6 +153,35 @@ mod tests {
 
     fn told(stage: Stage, at_ms: u64) -> StageEvent {
         StageEvent { stage, at_ms, failure: None, detail: String::new() }
+    }
+
+    #[test]
+    fn exchanges_tell_bytes_and_rate_and_the_first_trouble_is_named() {
+        let begun: Timestamp = "2026-11-23T07:00:00Z".parse().expect("a time");
+        let mut log = BootLog::new(1, begun);
+        let (mac, peer) = ("52:54:00:00:00:01".parse().expect("a card"), [10, 0, 0, 5].into());
+        let (address, speaker) = ([10, 0, 0, 5].into(), Speaker::Uefi);
+        assert!(log.heard(&BootPlaneEvent::Lease { mac, address, speaker }, begun + 1.seconds()));
+        let (protocol, path) = ("tftp".to_owned(), "images/lab/ab/uki.efi".to_owned());
+        let sent = BootPlaneEvent::Sent { peer, protocol, path, bytes: 60_000_000, milliseconds: 1500 };
+        assert!(log.heard(&sent, begun + 3.seconds()));
+        assert_eq!(log.boot.first_trouble(), None);
+        for reason in ["the client went away", "the client went away again"] {
+            let (protocol, path) = ("http".to_owned(), "/images/lab/ab/root.erofs".to_owned());
+            let reason = reason.to_owned();
+            assert!(log.heard(&BootPlaneEvent::Broken { peer, protocol, path, reason }, begun + 9.seconds()));
+        }
+        let texts: Vec<&str> = log.boot.exchanges.iter().map(|e| e.text.as_str()).collect();
+        assert_eq!(
+            texts[..2],
+            ["UEFI has 10.0.0.5", "tftp images/lab/ab/uki.efi, 60000000 bytes in 1500 ms, 40.0 MB/s"]
+        );
+        let trouble = Some((9000, "http /images/lab/ab/root.erofs: the client went away"));
+        assert_eq!(log.boot.first_trouble(), trouble);
+        for _ in 0..1000 {
+            log.heard(&sent, begun);
+        }
+        assert_eq!(log.boot.exchanges.len(), MOST_EXCHANGES);
     }
 
     #[test]

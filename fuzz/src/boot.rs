@@ -17,6 +17,7 @@ use labshift_pxe::{
         lease::Leases,
         ledger,
     },
+    doctor::pcap,
     tftp::packet::{Packet, Terms},
 };
 
@@ -38,6 +39,13 @@ impl Directory for Everybody {
 
     fn answer(&self, mac: MacAddr, _: IpAddr) -> Result<BootAnswer, String> {
         Err(format!("{mac} asked over DHCP"))
+    }
+}
+
+/// A capture for the boot doctor: whatever it holds, every finding has evidence and a fix.
+pub fn capture(bytes: &[u8]) {
+    for finding in pcap::read(bytes).0.findings() {
+        assert!(!finding.evidence.is_empty() && !finding.fix.is_empty() && !finding.problem.is_empty());
     }
 }
 

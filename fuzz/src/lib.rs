@@ -8,7 +8,7 @@ mod boot;
 mod files;
 mod wire;
 
-pub use boot::{dhcp_client, dhcp_server, ethernet_frame, kernel_cmdline, lease_ledger, module_index, tftp};
+pub use boot::{capture, dhcp_client, dhcp_server, ethernet_frame, kernel_cmdline, lease_ledger, module_index, tftp};
 pub use files::{deb, lock, manifest, package_index, recipe, release, site};
 pub use wire::{ptx, rcuda, rfb};
 
@@ -17,6 +17,7 @@ pub type Target = fn(&[u8]);
 
 /// All targets by name; each has a directory of this name in `corpus/`.
 pub const TARGETS: &[(&str, Target)] = &[
+    ("capture", capture),
     ("deb", deb),
     ("dhcp_client", dhcp_client),
     ("dhcp_server", dhcp_server),

@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn discovery_lasts_beyond_spanning_tree() {
+    fn case_14_discovery_lasts_beyond_spanning_tree() {
         let total: u64 = (1..=10).map(patience_seconds).sum();
         assert!(total >= 60, "{total}");
     }

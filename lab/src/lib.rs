@@ -16,7 +16,7 @@ pub mod namespace;
 pub mod qmp;
 pub mod screen;
 pub mod switch;
-mod tap;
+pub mod tap;
 mod wake;
 pub mod workstation;
 

@@ -13,7 +13,9 @@ use std::{
 
 use futures_util::TryStreamExt;
 
-nix::ioctl_write_ptr_bad!(tunsetiff, 0x4004_54ca, libc::ifreq);
+mod ioctl {
+    nix::ioctl_write_ptr_bad!(tunsetiff, 0x4004_54ca, libc::ifreq);
+}
 
 /// Creates the TAP device `name`; it lives as long as the file.
 pub fn create(name: &str) -> io::Result<File> {
@@ -25,7 +27,7 @@ pub fn create(name: &str) -> io::Result<File> {
     }
     request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
     // SAFETY: the descriptor is /dev/net/tun and the pointer is to a live ifreq, as TUNSETIFF wants.
-    unsafe { tunsetiff(file.as_raw_fd(), &request) }?;
+    unsafe { ioctl::tunsetiff(file.as_raw_fd(), &request) }?;
     Ok(file)
 }
 

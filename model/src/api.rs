@@ -245,6 +245,30 @@ pub struct Boot {
     pub stages: Vec<BootStage>,
     /// Present when it failed.
     pub failure: Option<Failure>,
+    /// What the boot server saw of it, in order: addresses, files with bytes and rate, what broke.
+    #[serde(default)]
+    pub exchanges: Vec<Exchange>,
+}
+
+impl Boot {
+    /// The first thing that went wrong, if something did, with its milliseconds.
+    pub fn first_trouble(&self) -> Option<(u64, &str)> {
+        let exchange = self.exchanges.iter().find(|e| e.fault).map(|e| (e.ms, e.text.as_str()));
+        let stage = self.stages.iter().find_map(|s| Some((s.ms, s.failure.as_ref()?.sentence.as_str())));
+        exchange.into_iter().chain(stage).min_by_key(|(ms, _)| *ms)
+    }
+}
+
+/// Something between a node and the boot server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exchange {
+    /// Milliseconds since the boot's first sign.
+    pub ms: u64,
+    /// What it was, in a few words.
+    pub text: String,
+    /// It did not go well.
+    #[serde(default)]
+    pub fault: bool,
 }
 
 /// The end of one stage of a boot.

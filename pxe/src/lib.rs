@@ -32,6 +32,7 @@ mod solicitation;
 pub mod store;
 pub mod tftp;
 mod wire;
+mod workers;
 
 pub use config::{Config, Control, DEBIAN_LOADERS, Mode, NotReloaded, Subnet};
 pub use plane::{BindError, BootPlane};

@@ -18,7 +18,7 @@ use nix::{
     net::if_::if_nametoindex,
     sys::socket::{
         AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket,
-        sockopt::{BindToDevice, Broadcast, Ipv4PacketInfo, ReuseAddr},
+        sockopt::{BindToDevice, Broadcast, Ipv4PacketInfo, RcvBuf, RcvBufForce, ReuseAddr},
     },
 };
 use tokio::{net::UdpSocket as AsyncSocket, sync::oneshot};
@@ -40,6 +40,8 @@ use crate::{
 
 const TFTP_PORT: u16 = 69;
 const BOOT_SERVER_PORT: u16 = 4011;
+/// Bytes of messages that a socket keeps for us: a few thousand DHCP messages.
+const QUEUE: usize = 4 << 20;
 /// When the interface does not say.
 const ETHERNET_MTU: usize = 1500;
 
@@ -297,6 +299,10 @@ fn open(config: &Config, address: Ipv4Addr, port: u16, shared: bool) -> Result<U
         setsockopt(&fd, BindToDevice, &config.interface.clone().into())?;
         setsockopt(&fd, Broadcast, &true)?;
         setsockopt(&fd, Ipv4PacketInfo, &true)?;
+        // While a batch of leases goes to the disk, the next messages wait here. Without CAP_NET_ADMIN the system's limit holds.
+        if setsockopt(&fd, RcvBufForce, &QUEUE).is_err() {
+            setsockopt(&fd, RcvBuf, &QUEUE)?;
+        }
         if shared {
             setsockopt(&fd, ReuseAddr, &true)?;
         }

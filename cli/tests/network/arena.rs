@@ -1,7 +1,7 @@
 //! Two namespaces joined by a cable: `server0` with 10.77.0.1 on this side, `client0` on the other.
 
 use std::{
-    fs,
+    fs::{self, File},
     io::{BufRead, BufReader, Read},
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
+use labshift_lab::tap;
 use nix::sched::{CloneFlags, unshare};
+
+use crate::cable::{Cable, Properties};
 
 /// What hangs for so long, hangs.
 const GUARD: Duration = Duration::from_secs(120);
@@ -53,8 +56,15 @@ impl Server {
 
     /// Starts `labshift serve` in the namespace of the calling thread and returns when it says that it serves.
     pub fn start(&mut self, extra: &[&str]) {
+        self.start_as(&[], extra);
+    }
+
+    /// The same behind another command.
+    pub fn start_as(&mut self, wrapper: &[&str], extra: &[&str]) {
         let path = |name: &str| self.path(name).display().to_string();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_labshift"))
+        let command = [wrapper, &[env!("CARGO_BIN_EXE_labshift")]].concat();
+        let mut child = Command::new(command[0])
+            .args(&command[1..])
             .args([
                 "serve",
                 "--interface",
@@ -175,17 +185,27 @@ pub fn on_a_cable(
     server: impl FnOnce(mpsc::Sender<()>, mpsc::Receiver<()>) + Send + 'static,
     client: impl FnOnce() + Send + 'static,
 ) {
+    on_a_cable_with(None, server, client);
+}
+
+/// The same on a cable with these properties, or a plain one.
+pub fn on_a_cable_with(
+    properties: Option<Properties>,
+    server: impl FnOnce(mpsc::Sender<()>, mpsc::Receiver<()>) + Send + 'static,
+    client: impl FnOnce() + Send + 'static,
+) {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("skipped: network namespaces need root");
         return;
     }
-    let (to_server, from_client) = mpsc::channel::<String>();
+    let (to_server, from_client) = mpsc::channel::<(String, Option<File>)>();
     let (ready, wait) = mpsc::channel::<()>();
     let (done, finished) = mpsc::channel::<()>();
+    let tap = move |name| properties.map(|_| tap::create(name).expect("a TAP device"));
     let client = thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET).expect("a namespace");
         sh("ip link set lo up");
-        to_server.send(namespace_of_this_thread()).expect("the server waits");
+        to_server.send((namespace_of_this_thread(), tap("client0"))).expect("the server waits");
         // The server side ends early only by its own panic, which is the one to show.
         if wait.recv().is_ok() {
             client();
@@ -194,13 +214,20 @@ pub fn on_a_cable(
     });
     let server = thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET).expect("a namespace");
-        let peer = from_client.recv().expect("the client's namespace");
+        let (peer, far) = from_client.recv().expect("the client's namespace");
         sh("ip link set lo up");
-        sh("ip link add server0 type veth peer name client0");
-        sh(&format!("ip link set client0 netns {peer}"));
+        let cable = match (properties, tap("server0"), far) {
+            (Some(properties), Some(near), Some(far)) => Some(Cable::lay(near, far, properties)),
+            _ => {
+                sh("ip link add server0 type veth peer name client0");
+                sh(&format!("ip link set client0 netns {peer}"));
+                None
+            }
+        };
         sh("ip address add 10.77.0.1/16 dev server0");
         sh("ip link set server0 up");
         server(ready, finished);
+        drop(cable);
     });
     let sides = [server.join(), client.join()];
     if let Some(panic) = sides.into_iter().find_map(Result::err) {

@@ -92,6 +92,40 @@ fn tftp_clients_fetch_whole_files() {
 }
 
 #[test]
+fn case_26_https_with_an_rsa_certificate_for_older_loaders() {
+    let scratch = tempfile::tempdir().expect("a directory");
+    let authority = scratch.path().join("authority.pem").display().to_string();
+    let copy = authority.clone();
+    on_a_cable(
+        move |ready, done| {
+            let mut server = Server::prepare(&site(1, "10.77.1.0-10.77.1.200"));
+            let [certificate, key] =
+                ["certificate.pem", "key.pem"].map(|f| server.path(f).display().to_string());
+            sh(&format!(
+                "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=labshift -addext \
+                 subjectAltName=IP:10.77.0.1 -out {certificate} -keyout {key}"
+            ));
+            fs::copy(&certificate, copy).expect("the authority");
+            let options = ["--https-port", "8443", "--tls-certificate", &certificate, "--tls-key", &key];
+            server.start(&options);
+            ready.send(()).expect("the client waits");
+            let _ = done.recv();
+            assert!(!server.log().contains("not RSA"), "{}", server.log());
+        },
+        move || {
+            sh("ip address add 10.77.0.11/16 dev client0");
+            sh("ip link set client0 up");
+            let url = "https://10.77.0.1:8443/boot/script.ipxe?mac=52:54:00:77:00:01";
+            let get = |version: &str| sh(&format!("curl -sS --cacert {authority} --tls-max {version} {url}"));
+            for version in ["1.2", "1.3"] {
+                let script = String::from_utf8(get(version).stdout).expect("text");
+                assert!(script.starts_with("#!ipxe\n"), "{version}: {script}");
+            }
+        },
+    );
+}
+
+#[test]
 fn curl_gets_scripts_and_clear_refusals() {
     serving(|| {
         sh("ip address add 10.77.0.11/16 dev client0");

@@ -2,8 +2,11 @@
 //! killed. Needs root; without it a test says so and checks nothing.
 
 mod arena;
+mod cable;
 mod clients;
 mod crash;
 mod doctor;
 mod elsewhere;
+mod lossy;
 mod reload;
+mod rootless;

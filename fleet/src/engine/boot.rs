@@ -13,6 +13,20 @@ use crate::{boots::BootLog, registry::records::Write};
 impl Engine {
     /// Something that the boot plane saw.
     pub(super) fn saw(&mut self, event: BootPlaneEvent) {
+        let (node, real) = (self.node_of(&event), self.moment().real);
+        let heard = event.clone();
+        self.weigh(event);
+        // After the event has begun a boot, if it did; what a running node fetches belongs to none.
+        if let Some(node) = node
+            && let Some(log) = self.boots.get_mut(&node).filter(|log| !log.is_ready())
+            && log.heard(&heard, real)
+        {
+            let log = log.clone();
+            self.writes.push(Write::Boot { node, log });
+        }
+    }
+
+    fn weigh(&mut self, event: BootPlaneEvent) {
         let real = self.moment().real;
         let json = super::json(&event);
         let node = self.node_of(&event);

@@ -17,7 +17,7 @@ use crate::config::Config;
 pub enum Elsewhere {
     /// dnsmasq.conf.
     Dnsmasq,
-    /// dhcpd.conf of ISC.
+    /// dhcpd.conf of ISC; it takes the definition of an option only outside of a subnet.
     Isc,
     /// kea-dhcp4.conf.
     Kea,
@@ -33,7 +33,7 @@ impl Elsewhere {
     pub fn title(self) -> &'static str {
         match self {
             Elsewhere::Dnsmasq => "dnsmasq (dnsmasq.conf)",
-            Elsewhere::Isc => "ISC dhcpd (dhcpd.conf, in the subnet)",
+            Elsewhere::Isc => "ISC dhcpd (dhcpd.conf, outside of any subnet)",
             Elsewhere::Kea => "Kea (kea-dhcp4.conf, in \"Dhcp4\")",
             Elsewhere::Windows => "Windows Server (PowerShell)",
         }

@@ -30,7 +30,6 @@ use nix::sys::sendfile::sendfile;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf},
     net::{TcpListener, TcpStream},
-    runtime::Runtime,
     sync::mpsc,
     time::{Instant, timeout, timeout_at},
 };
@@ -40,7 +39,7 @@ use super::{
     file::{Content, Found, Sending},
     request::{Head, head},
 };
-use crate::{config::Config, dhcp::socket::Table};
+use crate::{config::Config, dhcp::socket::Table, workers::Workers};
 
 /// Longest head that is read here.
 const MAX_HEAD: usize = 16 * 1024;
@@ -74,7 +73,7 @@ impl Front {
 
     /// Serves images itself and everything else by `routes`, until the future is dropped. Fails when the port does.
     pub async fn serve(self, listener: TcpListener, routes: Router) -> io::Result<()> {
-        let workers = Workers::start()?;
+        let workers = Workers::start("images")?;
         let address = listener.local_addr()?;
         let (hand_over, handed_over) = mpsc::channel(64);
         let counted = Arc::new(Counted::default());
@@ -96,7 +95,7 @@ impl Front {
                 };
                 let stream = stream.into_std()?;
                 let (context, hand_over) = (context.clone(), hand_over.clone());
-                workers.spawn(async move {
+                workers.next().spawn(async move {
                     match talk(stream, peer, &context).await {
                         Ok(None) => {}
                         Ok(Some((stream, read))) => {
@@ -186,8 +185,8 @@ async fn answer(stream: &mut TcpStream, found: Found, keep: bool) -> io::Result<
 }
 
 async fn send(stream: &mut TcpStream, head: &[u8], sending: &mut Sending) -> io::Result<()> {
-    // A head without a packet of its own: what follows fills the packet up.
-    stream.set_nodelay(false)?;
+    // With Nagle's algorithm the last bytes would wait for an acknowledgement, which clients delay.
+    stream.set_nodelay(true)?;
     stream.write_all(head).await?;
     while !sending.left.is_empty() {
         let (mut at, length) =
@@ -214,34 +213,7 @@ async fn send(stream: &mut TcpStream, head: &[u8], sending: &mut Sending) -> io:
         }
         tokio::task::yield_now().await;
     }
-    stream.set_nodelay(true)
-}
-
-/// Threads for file transfers; they end with the front.
-struct Workers(Option<Runtime>);
-
-impl Workers {
-    fn start() -> io::Result<Self> {
-        let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
-        let mut builder = tokio::runtime::Builder::new_multi_thread();
-        let runtime = builder.worker_threads(threads).thread_name("images").enable_all().build()?;
-        Ok(Workers(Some(runtime)))
-    }
-
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        if let Some(runtime) = &self.0 {
-            runtime.spawn(task);
-        }
-    }
-}
-
-impl Drop for Workers {
-    fn drop(&mut self) {
-        // A runtime may not wait for its threads on a thread of another one.
-        if let Some(runtime) = self.0.take() {
-            runtime.shutdown_background();
-        }
-    }
+    Ok(())
 }
 
 /// Open connections by address.

@@ -9,13 +9,15 @@ mod owner;
 mod range;
 pub(crate) mod report;
 mod request;
+pub mod tls;
 
 use std::{net::IpAddr, sync::Arc};
 
 use axum::{
     Router,
     extract::DefaultBodyLimit,
-    http::{StatusCode, header},
+    http::{HeaderValue, StatusCode, header},
+    middleware::map_response,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -78,9 +80,16 @@ impl Context {
             .route(paths::IPXE_SCRIPT, get(answer::ipxe_script))
             .route(paths::BOOT_ANSWER, get(answer::boot_answer))
             .route(paths::BOOT_REPORT, post(report::boot_report).layer(DefaultBodyLimit::max(MAX_REPORT)))
+            .layer(map_response(leave))
             .route(&format!("{}/{{name}}/{{generation}}/{{file}}", paths::IMAGES), get(file::image))
             .with_state(self)
     }
+}
+
+/// After a script or an answer comes an image: on a new connection, which the front serves by `sendfile`.
+async fn leave(mut response: Response) -> Response {
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 /// A sentence as the whole answer.

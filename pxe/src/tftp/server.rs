@@ -21,7 +21,7 @@ use super::{
     source::Source,
     transfer::{End, Transfer},
 };
-use crate::{config::Config, script::autoexec, store};
+use crate::{config::Config, script::autoexec, store, workers::Workers};
 
 /// Transfers at a time; a client beyond them asks again.
 const MOST: usize = 1024;
@@ -50,6 +50,7 @@ impl Server {
     /// Serves until the future is dropped; then all transfers end too. Returns only when the socket fails for good.
     pub async fn run(self, socket: UdpSocket) -> io::Result<()> {
         let server = Arc::new(self);
+        let workers = Workers::start("tftp")?;
         let mut tasks = JoinSet::new();
         let mut active: HashMap<SocketAddrV4, Active> = HashMap::new();
         let mut buffer = [0; 2048];
@@ -88,7 +89,7 @@ impl Server {
                 continue;
             }
             let task = server.clone().serve(client, request.clone());
-            let task = tasks.spawn(task);
+            let task = tasks.spawn_on(task, workers.next());
             active.insert(client, Active { request, since: Instant::now(), task });
         }
     }

@@ -119,6 +119,18 @@ impl Notes {
         events.iter().find(|event| fits(event)).cloned().expect("it is there")
     }
 
+    /// Waits until so many events fit, and gives everything that was noted.
+    pub async fn wait_for_count(
+        &self,
+        count: usize,
+        fits: impl Fn(&BootPlaneEvent) -> bool,
+    ) -> Vec<BootPlaneEvent> {
+        let mut notes = self.0.subscribe();
+        let enough = |events: &Vec<BootPlaneEvent>| events.iter().filter(|e| fits(e)).count() >= count;
+        let guarded = tokio::time::timeout(std::time::Duration::from_secs(60), notes.wait_for(enough)).await;
+        guarded.expect("no hang").expect("the journal").clone()
+    }
+
     pub fn all(&self) -> Vec<BootPlaneEvent> {
         self.0.borrow().clone()
     }

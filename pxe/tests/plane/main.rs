@@ -3,6 +3,7 @@
 
 mod dhcp;
 mod fake;
+mod firmware;
 mod hostile;
 mod http;
 mod namespace;

@@ -31,7 +31,7 @@ use crate::{
     tftp::Client,
 };
 
-const GUARD: Duration = Duration::from_secs(60);
+pub const GUARD: Duration = Duration::from_secs(60);
 /// An address of another network: the kernel sends nothing from an interface without one.
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(192, 168, 200, 1);
 
@@ -49,7 +49,7 @@ fn namespace() -> nix::Result<(Runtime, Handle)> {
 
 /// Two namespaces joined by a cable, `server0` here and `client0` there, both still down. The server sends the client a
 /// word when it is ready, and hears when the client is done.
-fn on_a_cable(
+pub fn on_a_cable(
     server: impl FnOnce(&Runtime, &Handle, mpsc::Sender<String>, oneshot::Receiver<()>) + Send + 'static,
     client: impl FnOnce(&Runtime, &Handle, String) + Send + 'static,
 ) {
