@@ -8,7 +8,9 @@ mod boot;
 mod files;
 mod wire;
 
-pub use boot::{capture, dhcp_client, dhcp_server, ethernet_frame, kernel_cmdline, lease_ledger, module_index, tftp};
+pub use boot::{
+    capture, dhcp_client, dhcp_server, ethernet_frame, kernel_cmdline, lease_ledger, module_index, tftp,
+};
 pub use files::{deb, lock, manifest, package_index, recipe, release, site};
 pub use wire::{ptx, rcuda, rfb};
 

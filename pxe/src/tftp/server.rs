@@ -5,7 +5,10 @@ use std::{
     fs::File,
     io,
     net::{SocketAddr, SocketAddrV4},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use labshift_model::boot::{BootPlaneEvent, Journal};
@@ -44,6 +47,7 @@ struct Active {
     request: ReadRequest,
     since: Instant,
     task: AbortHandle,
+    over: Arc<AtomicBool>,
 }
 
 impl Server {
@@ -75,7 +79,7 @@ impl Server {
                 }
                 Ok(_) | Err(Fault::Nonsense) => continue,
             };
-            active.retain(|_, a| !a.task.is_finished());
+            active.retain(|_, a| !a.task.is_finished() && !a.over.load(Ordering::Acquire));
             if let Some(old) = active.get(&client) {
                 if old.request == request && old.since.elapsed() < COPY {
                     continue;
@@ -88,13 +92,14 @@ impl Server {
                 tracing::warn!("{MOST} TFTP transfers at once: {client} has to ask again");
                 continue;
             }
-            let task = server.clone().serve(client, request.clone());
+            let over = Arc::new(AtomicBool::new(false));
+            let task = server.clone().serve(client, request.clone(), over.clone());
             let task = tasks.spawn_on(task, workers.next());
-            active.insert(client, Active { request, since: Instant::now(), task });
+            active.insert(client, Active { request, since: Instant::now(), task, over });
         }
     }
 
-    async fn serve(self: Arc<Self>, client: SocketAddrV4, request: ReadRequest) {
+    async fn serve(self: Arc<Self>, client: SocketAddrV4, request: ReadRequest, over: Arc<AtomicBool>) {
         let (peer, path) = ((*client.ip()).into(), request.path.escape_debug().to_string());
         let protocol = || "tftp".to_owned();
         let started = Instant::now();
@@ -111,7 +116,7 @@ impl Server {
         let terms = Terms::agree(&request, source.size(), self.mtu.saturating_sub(HEADERS).max(512));
         tracing::debug!("TFTP {path} to {client}: {terms:?}");
         let (from, bytes) = (self.config.server_address, source.size());
-        let end = Transfer { from, to: client, source, terms }.run().await;
+        let end = Transfer { from, to: client, source, terms, over }.run().await;
         match end {
             End::Sent => {
                 let milliseconds = started.elapsed().as_millis() as u64;

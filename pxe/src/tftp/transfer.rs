@@ -4,6 +4,10 @@ use std::{
     io,
     net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     ops::RangeInclusive,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -75,27 +79,35 @@ pub struct Transfer {
     pub source: Source,
     /// As agreed.
     pub terms: Terms,
+    /// Set before the client can see that the port is closed: what it asks then is a new request, no copy.
+    pub over: Arc<AtomicBool>,
 }
 
 impl Transfer {
     /// Sends the whole.
-    pub async fn run(self) -> End {
-        match self.send().await {
-            Ok(end) => end,
-            Err(e) => End::Broken(e.to_string()),
-        }
+    pub async fn run(mut self) -> End {
+        let opened = async {
+            let socket = UdpSocket::bind(SocketAddr::from((self.from, 0))).await?;
+            socket.connect(self.to).await.map(|()| socket)
+        };
+        let socket = match opened.await {
+            Ok(socket) => socket,
+            Err(e) => return End::Broken(e.to_string()),
+        };
+        let end = self.send(&socket).await;
+        self.over.store(true, Ordering::Release);
+        drop(socket);
+        end.unwrap_or_else(|e| End::Broken(e.to_string()))
     }
 
-    async fn send(mut self) -> io::Result<End> {
-        let socket = UdpSocket::bind(SocketAddr::from((self.from, 0))).await?;
-        socket.connect(self.to).await?;
+    async fn send(&mut self, socket: &UdpSocket) -> io::Result<End> {
         let mut window = Window::new(self.source.size(), self.terms.block, self.terms.window);
         let mut patience = Patience::new(self.terms.timeout);
         let (mut heard, mut sent) = (Instant::now(), Instant::now());
         let opening = (!self.terms.accepted.is_empty()).then(|| oack(&self.terms.accepted));
         match &opening {
-            Some(packet) => push(&socket, packet).await?,
-            None => self.blocks(&socket, window.again()).await?,
+            Some(packet) => push(socket, packet).await?,
+            None => self.blocks(socket, window.again()).await?,
         }
         let mut buffer = [0; 512];
         loop {
@@ -113,8 +125,8 @@ impl Transfer {
                 Err(_) => {
                     patience.silent();
                     match opening.as_ref().filter(|_| !window.is_open()) {
-                        Some(packet) => push(&socket, packet).await?,
-                        None => self.blocks(&socket, window.again()).await?,
+                        Some(packet) => push(socket, packet).await?,
+                        None => self.blocks(socket, window.again()).await?,
                     }
                     sent = Instant::now();
                     continue;
@@ -127,7 +139,7 @@ impl Transfer {
                     Step::Send(range) => {
                         heard = Instant::now();
                         patience.answered(heard - sent);
-                        self.blocks(&socket, range).await?;
+                        self.blocks(socket, range).await?;
                         sent = Instant::now();
                     }
                 },
