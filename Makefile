@@ -6,10 +6,10 @@ TOOLS := target/tools
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build demo test test-unit test-lab check fuzz bench bench-boot clean
+.PHONY: help deps build demo test test-unit test-lab check fuzz bench bench-boot bench-boot-server bench-image clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 deps: ## install the Debian packages that building and testing need
 	@scripts/deps
@@ -45,7 +45,8 @@ check: deps ## formatting, lints, docs, licences, and which crate may use which
 SECONDS ?= 30
 TARGET_NAMES = $(if $(FUZZ),$(FUZZ),$(notdir $(wildcard fuzz/corpus/*)))
 
-fuzz: deps ## search for inputs that break a parser: make fuzz [FUZZ=dhcp_server] [SECONDS=30]
+fuzz: ## search for inputs that break a parser: make fuzz [FUZZ=dhcp_server] [SECONDS=30]
+	@scripts/deps fuzz
 	@[ -x $(TOOLS)/bin/cargo-fuzz ] || $(CARGO) install --quiet --locked --root $(TOOLS) cargo-fuzz@0.13.2
 	@for t in $(TARGET_NAMES); do mkdir -p target/fuzz/$$t; echo "fuzz: $$t"; RUSTC_BOOTSTRAP=1 PATH=$(TOOLS)/bin:$$PATH \
 	  $(CARGO) fuzz run $$t target/fuzz/$$t fuzz/corpus/$$t -- -max_total_time=$(SECONDS) -rss_limit_mb=2048 -print_final_stats=1 || exit 1; done
@@ -56,6 +57,14 @@ bench-boot: build ## time to ready, memory, processes and bytes of a boot, again
 
 bench: build ## boot and mode-change figures, measured in the lab
 	$(SUDO) target/release/labshift lab bench --recipes recipes --store target/lab/store --output target/bench
+
+bench-boot-server: build ## DHCP, TFTP and HTTP beside dnsmasq, Kea, tftpd-hpa and nginx
+	@scripts/deps bench
+	$(CARGO) build --release --locked -p labshift-pxe --example load
+	$(SUDO) scripts/bench-boot-server
+
+bench-image: build ## how fast images are built, beside mmdebstrap and mkfs.erofs (scripts/deps bench)
+	scripts/bench-image
 
 clean: ## remove what was built
 	$(CARGO) clean

@@ -4,6 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+mod image;
+
+pub use image::{Image, ImageBuild, ImageGc, ImageInspect, ImageLock, ImageVerify};
+
 /// Turn a room of PCs into a stateless KVM cloud: desktops in lab hours, compute hosts otherwise, off when idle.
 #[derive(Debug, Parser)]
 #[command(
@@ -38,6 +42,8 @@ pub enum Command {
     /// Check a site file and see its schedule.
     #[command(subcommand)]
     Site(Site),
+    /// Find out why machines do not boot: watches a network, or reads a capture.
+    Doctor(Doctor),
     /// Look at and steer workstations.
     #[command(subcommand)]
     Node(Node),
@@ -53,29 +59,6 @@ pub enum Command {
     },
 }
 
-/// Image commands.
-#[derive(Debug, Subcommand)]
-pub enum Image {
-    /// Build an image from a recipe and publish it in a store.
-    Build(ImageBuild),
-    /// Resolve a recipe's packages and write the exact versions to a lock file.
-    Lock(ImageLock),
-    /// List the images of a store.
-    List {
-        /// Image store.
-        #[arg(short = 'o', long, default_value = "store", env = "LABSHIFT_STORE")]
-        store: PathBuf,
-    },
-    /// Show what an image holds.
-    Inspect {
-        /// Image name, or NAME@GENERATION.
-        image: String,
-        /// Image store.
-        #[arg(short = 'o', long, default_value = "store", env = "LABSHIFT_STORE")]
-        store: PathBuf,
-    },
-}
-
 /// Where packages come from.
 #[derive(Debug, Args)]
 pub struct Sources {
@@ -88,39 +71,6 @@ pub struct Sources {
     /// Directory for downloaded packages; by default the user's cache directory.
     #[arg(long, value_name = "DIR", env = "LABSHIFT_CACHE")]
     pub cache: Option<PathBuf>,
-}
-
-/// `image build`.
-#[derive(Debug, Args)]
-pub struct ImageBuild {
-    /// Recipe file.
-    #[arg(required = true)]
-    pub recipe: Vec<PathBuf>,
-    /// Image store to publish into; created when missing.
-    #[arg(short = 'o', long, default_value = "store", env = "LABSHIFT_STORE")]
-    pub store: PathBuf,
-    /// Build exactly what this lock file says.
-    #[arg(long, value_name = "FILE")]
-    pub locked: Option<PathBuf>,
-    /// Directory with labshift's own programs for the image; by default `programs` beside this command.
-    #[arg(long, value_name = "DIR")]
-    pub programs: Option<PathBuf>,
-    /// Package sources.
-    #[command(flatten)]
-    pub sources: Sources,
-}
-
-/// `image lock`.
-#[derive(Debug, Args)]
-pub struct ImageLock {
-    /// Recipe file.
-    pub recipe: PathBuf,
-    /// Lock file to write; by default beside the recipe, with the extension `.lock`.
-    #[arg(short, long, value_name = "FILE")]
-    pub output: Option<PathBuf>,
-    /// Package sources.
-    #[command(flatten)]
-    pub sources: Sources,
 }
 
 /// `serve`.
@@ -155,6 +105,21 @@ pub struct Serve {
     pub clock: String,
 }
 
+/// `doctor`.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("source").required(true))]
+pub struct Doctor {
+    /// Capture to read (pcap or pcapng, as tcpdump and Wireshark write them).
+    #[arg(group = "source", value_name = "CAPTURE")]
+    pub capture: Option<PathBuf>,
+    /// Network interface to watch; needs root or CAP_NET_RAW. The server's own, or one that a switch mirrors to.
+    #[arg(long, group = "source")]
+    pub interface: Option<String>,
+    /// Stop watching after so many seconds; at Ctrl-C when absent.
+    #[arg(long, requires = "interface")]
+    pub seconds: Option<u64>,
+}
+
 /// DHCP modes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum DhcpMode {
@@ -162,8 +127,21 @@ pub enum DhcpMode {
     Authoritative,
     /// Adds boot information beside another server.
     Proxy,
-    /// Gives no answers.
+    /// Gives no answers; prints what the other server needs.
     Off,
+}
+
+/// DHCP servers that others run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Elsewhere {
+    /// dnsmasq.
+    Dnsmasq,
+    /// ISC dhcpd.
+    Isc,
+    /// Kea.
+    Kea,
+    /// Windows Server.
+    Windows,
 }
 
 /// Site commands.
@@ -174,6 +152,18 @@ pub enum Site {
         /// Site file.
         #[arg(default_value = "site.toml")]
         file: PathBuf,
+    },
+    /// Print what another DHCP server needs so that machines boot from this site's server.
+    Dhcp {
+        /// Site file.
+        #[arg(default_value = "site.toml")]
+        file: PathBuf,
+        /// The other server; all when absent.
+        #[arg(long = "for", value_enum)]
+        kind: Option<Elsewhere>,
+        /// TCP port of this site's server.
+        #[arg(long, default_value_t = labshift_model::paths::HTTP_PORT)]
+        http_port: u16,
     },
     /// Print what each room does when, and why.
     Schedule {

@@ -2,6 +2,7 @@
 //! below; this crate joins them.
 
 mod args;
+mod doctor;
 mod exit;
 mod image;
 mod lab;
@@ -17,6 +18,7 @@ use clap::{CommandFactory, Parser};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    log(arguments.verbose);
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -32,6 +34,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Image(command) => image::run(command, json),
         Command::Serve(arguments) => serve::run(arguments),
         Command::Site(command) => site::run(command, json),
+        Command::Doctor(arguments) => doctor::run(arguments, json),
         Command::Node(command) => node::run(command, json),
         Command::Status(server) => node::status(&server, json),
         Command::Lab(command) => lab::run(command, json),
@@ -40,6 +43,17 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             Ok(())
         }
     }
+}
+
+/// Warnings go to standard error, as the journal of systemd wants them; `-v` adds what happens, `-vv` everything.
+fn log(verbose: u8) {
+    let level = ["warn", "info", "debug"][usize::from(verbose.min(2))];
+    let ours = ["labshift", "labshift_pxe", "labshift_fleet", "labshift_image", "labshift_lab"];
+    let levels = ours.map(|room| format!("{room}={level}")).join(",");
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| format!("warn,{levels}").into());
+    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
 }
 
 /// Prints an error and its causes once, each on a line of its own.

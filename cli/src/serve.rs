@@ -6,12 +6,21 @@
 //!   this machine  HTTP 127.0.0.1:8088   fleet routes (admins) + dashboard
 //! ```
 
-use std::{future::Future, io, net::SocketAddr};
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    os::unix::fs::MetadataExt,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::{Context, Result, anyhow};
 use axum::Router;
 use labshift_fleet::{Clock, Fleet, FleetOptions};
-use labshift_pxe::{BootPlane, Config, Mode};
+use labshift_model::site::Site;
+use labshift_pxe::{BootPlane, Config, Control, Mode, dhcp::elsewhere::Elsewhere};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -24,7 +33,10 @@ use crate::{
     site,
 };
 
-/// Runs until SIGINT or SIGTERM; SIGHUP reads the site file again.
+/// How often the site file is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Runs until SIGINT or SIGTERM. The site file is read again when it changes, and at SIGHUP.
 pub fn run(arguments: Serve) -> Result<()> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting tokio")?;
@@ -35,38 +47,24 @@ async fn serve(arguments: Serve) -> Result<()> {
     let site = site::read(&arguments.site)?;
     let clock = Clock::parse(&arguments.clock, &site.timezone).context("reading --clock")?;
 
-    let mut config = Config::new(
-        &arguments.interface,
-        site.server.address,
-        site.server.prefix,
-        arguments.store.clone(),
-        arguments.state.clone(),
-    );
-    config.gateway = site.server.gateway;
-    config.dns = site.server.dns.clone();
-    config.lease_seconds = site.server.lease_seconds;
-    config.http_port = arguments.http_port;
-    config.loaders = arguments.loaders.clone();
-    config.mode = match arguments.dhcp {
-        DhcpMode::Authoritative => Mode::Authoritative,
-        DhcpMode::Proxy => Mode::Proxy,
-        DhcpMode::Off => Mode::Off,
-    };
-    if let Some(pool) = site.server.pool {
-        config.pool = pool;
-    }
+    let config = settings(&site, &arguments);
 
-    let fleet = Fleet::open(FleetOptions {
-        site,
-        store: arguments.store.clone(),
-        state: arguments.state.clone(),
-        interface: Some(arguments.interface.clone()),
-        clock,
-    })
-    .context("opening the fleet's state")?;
+    let fleet = Arc::new(
+        Fleet::open(FleetOptions {
+            site,
+            store: arguments.store.clone(),
+            state: arguments.state.clone(),
+            interface: Some(arguments.interface.clone()),
+            clock,
+        })
+        .context("opening the fleet's state")?,
+    );
+    let elsewhere = (config.mode == Mode::Off)
+        .then(|| Elsewhere::ALL.map(|e| format!("\n# {}\n{}", e.title(), e.text(&config))).concat());
     let plane = BootPlane::bind(config, fleet.directory(), fleet.journal())
         .map_err(permission)
         .context("starting the boot plane")?;
+    let control = plane.control();
     let lab = listen(plane.http_address()).await?;
     let admins = match inherited()? {
         Some(listener) => listener,
@@ -79,22 +77,55 @@ async fn serve(arguments: Serve) -> Result<()> {
         arguments.state.join("admin.token").display()
     );
 
+    if let Some(text) = elsewhere {
+        println!("labshift: DHCP is off here; the server that gives the addresses needs one of these:{text}");
+    }
+
     let (stop, stopped) = watch::channel(false);
     let until = || {
         let mut stopped = stopped.clone();
         async move { drop(stopped.wait_for(|s| *s).await) }
     };
-    let machines = plane.http_router().merge(fleet.router());
+    let (front, machines) = (plane.http_front(), plane.http_router().merge(fleet.router()));
     let people = fleet.router().merge(fleet.dashboard());
+    // A task of its own: planning for a large site must not hold up the machines that boot.
+    let (engine, end) = (fleet.clone(), until());
+    let mut engine = tokio::spawn(async move { engine.run(end).await });
     let result = tokio::select! {
-        ended = http(lab, machines, until()) => ended.context("serving the lab's HTTP"),
+        ended = front.serve(lab, machines) => ended.context("serving the lab's HTTP"),
         ended = http(admins, people, until()) => ended.context("serving the dashboard"),
         ended = plane.serve(until()) => ended.context("serving DHCP and TFTP"),
-        ended = fleet.run(until()) => ended.context("running the fleet"),
-        ended = signals(&fleet, &arguments) => ended,
+        ended = &mut engine => ended.context("running the fleet")?.context("running the fleet"),
+        ended = signals(&fleet, &control, &arguments) => ended,
     };
     stop.send_replace(true);
+    if !engine.is_finished() {
+        // What it has taken note of is written before the end.
+        engine.await.context("ending the fleet")?.context("ending the fleet")?;
+    }
     result
+}
+
+/// What the boot plane needs of a site.
+pub fn config(site: &Site, interface: &str, store: &Path, state: &Path) -> Config {
+    let server = &site.server;
+    let mut config =
+        Config::new(interface, server.address, server.prefix, store.to_owned(), state.to_owned());
+    config.gateway = server.gateway;
+    config.dns = server.dns.clone();
+    config.lease_seconds = server.lease_seconds;
+    config.pool = server.pool.unwrap_or(config.pool);
+    config
+}
+
+fn settings(site: &Site, arguments: &Serve) -> Config {
+    let config = config(site, &arguments.interface, &arguments.store, &arguments.state);
+    let mode = match arguments.dhcp {
+        DhcpMode::Authoritative => Mode::Authoritative,
+        DhcpMode::Proxy => Mode::Proxy,
+        DhcpMode::Off => Mode::Off,
+    };
+    Config { http_port: arguments.http_port, loaders: arguments.loaders.clone(), mode, ..config }
 }
 
 async fn http(
@@ -128,24 +159,45 @@ fn inherited() -> Result<Option<TcpListener>> {
     Ok(Some(TcpListener::from_std(listener).context("using the inherited socket")?))
 }
 
-/// Returns when it is time to stop.
-async fn signals(fleet: &Fleet, arguments: &Serve) -> Result<()> {
+/// Returns when it is time to stop. Until then a changed site file is taken over, at SIGHUP or when its bytes change.
+async fn signals(fleet: &Fleet, control: &Control, arguments: &Serve) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut hangup = signal(SignalKind::hangup()).context("listening for SIGHUP")?;
+    let mut look = tokio::time::interval(LOOK);
+    let mut known = state_of(&arguments.site);
     loop {
         tokio::select! {
             _ = interrupt.recv() => return Ok(()),
             _ = terminate.recv() => return Ok(()),
-            _ = hangup.recv() => match site::read(&arguments.site) {
-                Ok(site) => {
-                    fleet.reload(site).await.context("taking the new site over")?;
-                    info!("site file {} read again", arguments.site.display());
+            _ = hangup.recv() => known = state_of(&arguments.site),
+            _ = look.tick() => {
+                let found = state_of(&arguments.site);
+                // While an editor replaces the file there is none.
+                if found == known || found.is_none() {
+                    continue;
                 }
-                Err(mistakes) => warn!("the old site stays in force: {mistakes:#}"),
-            },
+                known = found;
+            }
+        }
+        match reload(fleet, control, arguments).await {
+            Ok(()) => info!("site file {} read again", arguments.site.display()),
+            Err(mistakes) => warn!("the old site stays in force: {mistakes:#}"),
         }
     }
+}
+
+/// Everything of the new site, or nothing of it. Transfers and leases go on.
+async fn reload(fleet: &Fleet, control: &Control, arguments: &Serve) -> Result<()> {
+    let site = site::read(&arguments.site)?;
+    control.reload(settings(&site, arguments)).context("taking the new site over")?;
+    fleet.reload(site).await.context("taking the new site over")
+}
+
+/// When the file was written, how long it is, and which file it is.
+fn state_of(file: &Path) -> Option<(SystemTime, u64, u64)> {
+    let metadata = std::fs::metadata(file).ok()?;
+    Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
 }
 
 /// Gives a refusal of the system its exit code.

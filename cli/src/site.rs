@@ -6,9 +6,14 @@ use anyhow::{Context, Result, anyhow};
 use jiff::{Timestamp, ToSpan, civil::DateTime};
 use labshift_model::site::Site as SiteFile;
 use labshift_plan::schedule;
+use labshift_pxe::dhcp::elsewhere::Elsewhere;
 use serde_json::json;
 
-use crate::{args::Site, table::table};
+use crate::{
+    args::{self, Site},
+    serve,
+    table::table,
+};
 
 /// Carries out a site command.
 pub fn run(command: Site, json: bool) -> Result<()> {
@@ -26,7 +31,30 @@ pub fn run(command: Site, json: bool) -> Result<()> {
                 file.display()
             );
         }
+        Site::Dhcp { file, kind, http_port } => print_elsewhere(&read(&file)?, kind, http_port, json)?,
         Site::Schedule { file, from, days } => print_schedule(&read(&file)?, from.as_deref(), days, json)?,
+    }
+    Ok(())
+}
+
+fn print_elsewhere(site: &SiteFile, kind: Option<args::Elsewhere>, port: u16, json: bool) -> Result<()> {
+    let mut config = serve::config(site, "-", Path::new(""), Path::new(""));
+    config.http_port = port;
+    let wanted: Vec<Elsewhere> = match kind {
+        None => Elsewhere::ALL.to_vec(),
+        Some(args::Elsewhere::Dnsmasq) => vec![Elsewhere::Dnsmasq],
+        Some(args::Elsewhere::Isc) => vec![Elsewhere::Isc],
+        Some(args::Elsewhere::Kea) => vec![Elsewhere::Kea],
+        Some(args::Elsewhere::Windows) => vec![Elsewhere::Windows],
+    };
+    if json {
+        let all = wanted.iter().map(|e| json!({ "server": e.title(), "text": e.text(&config) }));
+        return crate::print_json(&all.collect::<Vec<_>>());
+    }
+    match &wanted[..] {
+        // One alone can go straight into a file.
+        [one] => print!("{}", one.text(&config)),
+        all => all.iter().for_each(|e| println!("# {}\n{}", e.title(), e.text(&config))),
     }
     Ok(())
 }

@@ -176,3 +176,63 @@ fn no_permission_for_the_boot_ports() {
     assert_eq!(output.status.code(), Some(5), "{said}");
     assert!(said.contains("no permission") && said.contains("CAP_NET_BIND_SERVICE"), "{said}");
 }
+
+/// A capture of a machine that asks three times and gets no answer.
+#[test]
+fn the_doctor_reads_a_capture() {
+    let scratch = tempfile::tempdir().expect("temporary directory");
+    let file = scratch.path().join("boot.pcap");
+    let mut packet = vec![1, 1, 6, 0, 0, 0, 0, 1];
+    packet.resize(28, 0);
+    packet.extend([0x52, 0x54, 0, 0x77, 0, 1]);
+    packet.resize(236, 0);
+    packet.extend([99, 130, 83, 99, 53, 1, 1, 255]);
+    let mut frame = vec![0xff; 6];
+    frame.extend([0x52, 0x54, 0, 0x77, 0, 1, 8, 0, 0x45, 0, 1, 16, 0, 0, 0, 0, 64, 17, 0, 0]);
+    frame.extend([0, 0, 0, 0, 255, 255, 255, 255, 0, 68, 0, 67, 0, 252, 0, 0]);
+    frame.extend(packet);
+    let mut capture =
+        vec![0xd4, 0xc3, 0xb2, 0xa1, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 0, 0, 1, 0, 0, 0];
+    for second in 1..=3u32 {
+        let length = frame.len() as u32;
+        capture.extend([second, 0, length, length].map(u32::to_le_bytes).concat());
+        capture.extend(&frame);
+    }
+    std::fs::write(&file, &capture).expect("writing the capture");
+    let path = file.display().to_string();
+    let output = labshift(&["doctor", &path]);
+    let said = text(&output);
+    assert!(output.status.success(), "{said}");
+    for wanted in [
+        "52:54:00:77:00:01: no DHCP server answers",
+        "2.000 s  DISCOVER number 3",
+        "fix: ",
+        "3 frames, 1 machines",
+    ] {
+        assert!(said.contains(wanted), "no {wanted:?} in:\n{said}");
+    }
+    let output = labshift(&["--json", "doctor", &path]);
+    assert!(text(&output).contains("\"pattern\": \"no-answer\""), "{}", text(&output));
+    std::fs::write(&file, "hello").expect("writing nonsense");
+    fails(&["doctor", &path], 1, &["boot.pcap", "not a capture"]);
+    fails(&["doctor", "/nonexistent.pcap"], 4, &["/nonexistent.pcap"]);
+    fails(&["doctor"], 2, &["--interface"]);
+}
+
+#[test]
+fn the_texts_for_another_dhcp_server() {
+    let output = labshift(&["site", "dhcp", &site()]);
+    let said = text(&output);
+    for wanted in [
+        "# dnsmasq",
+        "dhcp-boot=tag:ipxe,http://10.77.0.1:8080",
+        "# ISC",
+        "# Kea",
+        "# Windows",
+        "$scope = \"10.77.0.0\"",
+    ] {
+        assert!(said.contains(wanted), "no {wanted:?} in:\n{said}");
+    }
+    let output = labshift(&["site", "dhcp", &site(), "--for", "isc"]);
+    assert!(text(&output).starts_with("option arch code 93"), "{}", text(&output));
+}

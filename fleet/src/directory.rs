@@ -2,13 +2,13 @@
 
 use std::{
     collections::HashMap,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     sync::{Arc, Mutex, PoisonError},
 };
 
 use labshift_model::{
     MacAddr,
-    boot::{BootAnswer, BootChoice, BootPlaneEvent, Directory, Journal, Machine, MachineKind},
+    boot::{BootAnswer, BootChoice, BootPlaneEvent, Directory, Journal, Machine, MachineKind, Speaker},
     manifest,
     site::{Room, Site, Workstation},
 };
@@ -138,12 +138,34 @@ impl Directory for Answers {
     }
 }
 
-/// Passes on what the boot plane saw.
-pub(crate) struct Ears(pub(crate) Arc<Shared>);
+/// Passes on what the boot plane saw, if it is news.
+pub(crate) struct Ears {
+    shared: Arc<Shared>,
+    /// Addresses of systems that run, by address: who renews tells nothing new.
+    held: Mutex<HashMap<Ipv4Addr, MacAddr>>,
+}
+
+impl Ears {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Ears { shared, held: Mutex::default() }
+    }
+
+    /// An operating system's offers and renewals belong to no boot: only who has which address matters.
+    fn is_news(&self, event: &BootPlaneEvent) -> bool {
+        match *event {
+            BootPlaneEvent::Offer { speaker: Speaker::Other, .. } => false,
+            BootPlaneEvent::Lease { mac, address, speaker } => {
+                let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+                held.insert(address, mac) != Some(mac) || speaker != Speaker::Other
+            }
+            _ => true,
+        }
+    }
+}
 
 impl Journal for Ears {
     fn record(&self, event: BootPlaneEvent) {
-        if self.0.inbox.try_send(Message::Plane(event)).is_err() {
+        if self.is_news(&event) && self.shared.inbox.try_send(Message::Plane(event)).is_err() {
             tracing::warn!("an event of the boot plane was dropped: the engine has too much to do");
         }
     }

@@ -181,7 +181,7 @@ impl Fleet {
 
     /// Takes what the boot plane saw.
     pub fn journal(&self) -> Arc<dyn Journal> {
-        Arc::new(directory::Ears(self.shared.clone()))
+        Arc::new(directory::Ears::new(self.shared.clone()))
     }
 
     /// Routes of the API for nodes, guests and admins: everything needs a token.

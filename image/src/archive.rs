@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use crate::{
     apt::Mirrors,
-    cache::Cache,
+    cache::{Cache, Expected},
     error::{At, BuildError},
     index::Index,
     lock,
@@ -28,15 +28,49 @@ pub struct Wanted<'a> {
     pub now: Timestamp,
 }
 
-/// Reads all lists of a suite. Of the main archive the first mirror that works is used; an optional suite that no
+/// Verified lists of a suite: which package lists there are, by hash.
+pub struct Lists {
+    /// Where they come from.
+    pub archives: Vec<lock::Archive>,
+    /// Hashes of the package lists: what they say is known by these.
+    pub hashes: Vec<String>,
+    lists: Vec<List>,
+}
+
+/// One package list.
+struct List {
+    url: String,
+    by_hash: String,
+    expected: Expected,
+    archive: usize,
+}
+
+impl Lists {
+    /// Fetches and reads the package lists.
+    pub fn read(&self, cache: &Cache) -> Result<Index, BuildError> {
+        let mut index = Index::default();
+        for list in &self.lists {
+            // By its hash: the plain name may already mean the next version of the list.
+            let packed = match cache.get(&list.by_hash, &list.expected) {
+                Err(BuildError::Fetch { .. }) => cache.get(&list.url, &list.expected)?,
+                other => other?,
+            };
+            let mut text = String::new();
+            liblzma::read::XzDecoder::new(&packed[..])
+                .read_to_string(&mut text)
+                .at("unpacking", &list.url)?;
+            let bad = |why| BuildError::Index { url: list.url.clone(), why };
+            index.add(&text, list.archive).map_err(bad)?;
+        }
+        index.finish();
+        Ok(index)
+    }
+}
+
+/// Reads the signed lists of a suite. Of the main archive the first mirror that works is used; an optional suite that no
 /// mirror has is a warning.
-pub fn load(
-    cache: &Cache,
-    wanted: &Wanted<'_>,
-    progress: &dyn Progress,
-) -> Result<(Index, Vec<lock::Archive>), BuildError> {
-    let mut index = Index::default();
-    let mut archives = vec![];
+pub fn lists(cache: &Cache, wanted: &Wanted<'_>, progress: &dyn Progress) -> Result<Lists, BuildError> {
+    let mut found = Lists { archives: vec![], hashes: vec![], lists: vec![] };
     let suites = [
         (wanted.suite.to_owned(), &wanted.mirrors.main, true),
         (format!("{}-updates", wanted.suite), &wanted.mirrors.main, false),
@@ -45,11 +79,11 @@ pub fn load(
     for (suite, mirrors, needed) in suites {
         progress.stage(Stage::Index, &suite);
         let mut trouble: Option<BuildError> = None;
-        let mut found = None;
+        let mut answer = None;
         for mirror in mirrors {
             match signed_list(cache, mirror, &suite, wanted) {
                 Ok(Some(release)) => {
-                    found = Some((mirror, release));
+                    answer = Some((mirror, release));
                     break;
                 }
                 Ok(None) => {}
@@ -58,7 +92,7 @@ pub fn load(
                 Err(e) => trouble = Some(e),
             }
         }
-        let Some((mirror, release)) = found else {
+        let Some((mirror, release)) = answer else {
             if needed {
                 return Err(trouble.unwrap_or_else(|| BuildError::Fetch {
                     url: format!("{}/dists/{suite}/InRelease", mirrors.first().map_or("", String::as_str)),
@@ -69,11 +103,20 @@ pub fn load(
             progress.warning(&format!("suite {suite} is not used: {why}"));
             continue;
         };
-        packages(cache, mirror, &suite, &release, wanted.components, &mut index, archives.len())?;
-        archives.push(lock::Archive { mirror: mirror.clone(), suite, date: release.date });
+        for component in wanted.components {
+            let name = format!("{component}/binary-amd64/Packages.xz");
+            let url = format!("{mirror}/dists/{suite}/{name}");
+            let Some(expected) = release.files.get(&name).cloned() else {
+                return Err(BuildError::Fetch { url, reason: "the signed list does not name it".to_owned() });
+            };
+            let by_hash =
+                format!("{mirror}/dists/{suite}/{component}/binary-amd64/by-hash/SHA256/{}", expected.sha256);
+            found.hashes.push(expected.sha256.clone());
+            found.lists.push(List { url, by_hash, expected, archive: found.archives.len() });
+        }
+        found.archives.push(lock::Archive { mirror: mirror.clone(), suite, date: release.date });
     }
-    index.finish();
-    Ok((index, archives))
+    Ok(found)
 }
 
 fn signed_list(
@@ -86,35 +129,6 @@ fn signed_list(
     let Some(bytes) = cache.small(&url)? else { return Ok(None) };
     let verified = release::verify(&bytes, wanted.ring, suite, wanted.now);
     verified.map(Some).map_err(|reason| BuildError::Untrusted { url, reason })
-}
-
-fn packages(
-    cache: &Cache,
-    mirror: &str,
-    suite: &str,
-    release: &Release,
-    components: &[String],
-    index: &mut Index,
-    archive: usize,
-) -> Result<(), BuildError> {
-    for component in components {
-        let name = format!("{component}/binary-amd64/Packages.xz");
-        let url = format!("{mirror}/dists/{suite}/{name}");
-        let Some(expected) = release.files.get(&name) else {
-            return Err(BuildError::Fetch { url, reason: "the signed list does not name it".to_owned() });
-        };
-        // By its hash: the plain name may already mean the next version of the list.
-        let by_hash =
-            format!("{mirror}/dists/{suite}/{component}/binary-amd64/by-hash/SHA256/{}", expected.sha256);
-        let packed = match cache.get(&by_hash, expected) {
-            Err(BuildError::Fetch { .. }) => cache.get(&url, expected)?,
-            other => other?,
-        };
-        let mut text = String::new();
-        liblzma::read::XzDecoder::new(&packed[..]).read_to_string(&mut text).at("unpacking", &url)?;
-        index.add(&text, archive).map_err(|why| BuildError::Index { url, why })?;
-    }
-    Ok(())
 }
 
 /// The key ring that Debian's lists must be signed by: `named`, else what the machine has of Debian's.

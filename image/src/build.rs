@@ -1,38 +1,43 @@
 //! The whole way: recipe -> lock -> packages -> root -> kernel, initramfs, UKI -> manifest -> store.
+//!
+//! Three things are kept from one build to the next, and none of them shows in an image: which packages were chosen
+//! from which lists (`choose`), what these packages give (`layer`), and which inputs gave which generation (`record`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    io::{BufWriter, Read, Seek, SeekFrom, Write},
+    io::Read,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
 };
 
+use ed25519_dalek::SigningKey;
 use jiff::Timestamp;
 use labshift_model::{
-    manifest::{self, FileEntry, ImageKind, Manifest, Root, SCHEMA},
+    manifest::{self, FileEntry, ImageKind, Manifest, SCHEMA},
     paths,
     recipe::Content,
 };
 use sha2::{Digest, Sha256};
 
 use crate::{
-    apt::{self, Mirrors},
-    archive,
     cache::Cache,
-    deb::{self, Unpacked},
+    choose,
+    contents::{CONTENTS, Contents},
     elf,
     error::{At, BuildError},
-    initramfs,
-    kernel::Kernel,
-    lock::{self, Lock, Locked},
+    fetch,
+    layer::{self, Layer},
+    lock::{self, Lock},
+    pack,
     progress::{Progress, Stage},
+    provenance,
     recipe_file::{self, Loaded},
-    resolve::resolve,
+    record::Record,
     root::Building,
+    sbom,
     store::{Published, Store},
-    tools::{self, Tools},
-    uki, verity,
+    tools::Tools,
+    uki,
 };
 
 /// The lock inside a generation.
@@ -64,6 +69,8 @@ pub struct BuildOptions {
     pub programs: PathBuf,
     /// Use exactly the packages of this lock.
     pub locked: Option<PathBuf>,
+    /// Channel that points to it when it is published.
+    pub channel: String,
     /// Packages.
     pub sources: Sources,
 }
@@ -87,118 +94,201 @@ pub struct Built {
     pub root_bytes: u64,
 }
 
-/// A lock and the cache it was made with.
-struct Chosen {
-    lock: Lock,
-    cache: Cache,
-}
-
 /// Chooses the packages of a recipe, and says exactly which.
 pub fn lock(recipe: &Path, sources: &Sources, progress: &dyn Progress) -> Result<Lock, BuildError> {
     let loaded = recipe_file::load(recipe)?;
-    Ok(choose(&loaded, sources, None, progress)?.lock)
+    let image = usable(&loaded)?;
+    let cache = choose::open_cache(sources)?;
+    choose::choose(&loaded, sources, &cache, (image.name, image.kernel), progress)
+}
+
+/// Whether a lock was made for what a recipe asks for now.
+pub fn lock_fits(recipe: &Path, lock: &Lock) -> Result<bool, BuildError> {
+    let loaded = recipe_file::load(recipe)?;
+    let image = usable(&loaded)?;
+    let (wanted, leave_out) = choose::wanted(&loaded, image.kernel);
+    Ok(lock.fits(image.name, &wanted, &leave_out).is_ok())
 }
 
 /// Builds an image and publishes it. The same recipe, programs and packages give the same generation.
 pub fn build(options: &BuildOptions, progress: &dyn Progress) -> Result<Built, BuildError> {
-    let loaded = recipe_file::load(&options.recipe)?;
-    let image = usable(&loaded)?;
-    let (name, kind) = (image.name.to_owned(), image.kind);
-    let programs = programs(&loaded, &options.programs)?;
+    // A recipe with mistakes must not make a store.
+    usable(&recipe_file::load(&options.recipe)?)?;
     let store = Store::open(&options.store)?;
-    let key = store.signing_key()?;
-    let chosen = choose(&loaded, &options.sources, options.locked.as_deref(), progress)?;
-    let Chosen { lock, cache } = &chosen;
-    download(lock, cache, progress)?;
-    let read = |locked: &Locked| {
-        let url = format!("{}/{}", lock.archives[locked.archive].mirror, locked.filename);
-        cache.get(&url, &locked.expected())
+    let job = Job::new(options, &store, progress)?;
+    let (inputs, now) = (job.inputs(), options.sources.now);
+    let built = |published, generation: String, manifest, root_bytes| Built {
+        name: job.name.clone(),
+        directory: store.generation(&job.name, &generation),
+        generation,
+        published,
+        manifest,
+        packages: job.lock.packages.len(),
+        root_bytes,
     };
-    let tools = Tools::prepare(cache, lock, |i| read(&lock.tools[i]))?;
-
-    progress.stage(Stage::Unpack, &format!("{} packages", lock.packages.len()));
-    let unpacked = unpack(&loaded, lock, &read, progress)?;
-    progress.stage(Stage::Kernel, image.kernel);
-    let mut kernel = find_kernel(image.kernel, &unpacked)?;
-    let bad = |why| BuildError::Kernel { package: image.kernel.to_owned(), why };
-    let recipe = &loaded.recipe;
-    let early = kernel.select(&recipe.initrd_modules).map_err(bad)?;
-    let late: Vec<String> = recipe.root_modules.iter().chain(&recipe.keep_modules).cloned().collect();
-    let late = kernel.select(&late).map_err(bad)?;
-
-    let mut root = Building::new(&loaded);
-    for (locked, package) in lock.packages.iter().zip(unpacked) {
-        if !locked.name.starts_with("linux-image-") {
-            root.add(&locked.name, package);
+    if let Some(record) = Record::read(&store, &job.name).filter(|r| r.inputs == inputs) {
+        let _held = store.hold()?;
+        if let Some(manifest) = record.still_there(&store, &job.name) {
+            record.warnings.iter().for_each(|w| progress.warning(w));
+            store.set_channel(&job.name, &options.channel, &record.generation, now)?;
+            return Ok(built(Published::AlreadyThere, record.generation, manifest, record.root_bytes));
         }
     }
-    root.modules(&kernel, &late);
-    root.finish(&programs);
-    root.warnings.extend(elf::missing_libraries(&root.tree));
-    for warning in &root.warnings {
-        progress.warning(warning);
-    }
-    if !root.problems.is_empty() {
-        return Err(BuildError::Root { image: name, problems: root.problems });
-    }
-    let root_bytes = root.tree.size();
-
-    let work = store.workplace(&name)?;
-    progress.stage(Stage::Root, &format!("{} MiB", root_bytes >> 20));
-    let salt = Sha256::digest(lock.digest());
-    let sealed = pack_root(&tools, &root.tree, &lock.digest(), &salt, work.path())?;
-
-    progress.stage(Stage::Seal, "initramfs, manifest, signature");
-    let trusted = format!("{}\n", hex::encode(key.verifying_key().as_bytes()));
-    let init = programs.get("init").map_or(&[][..], Vec::as_slice);
-    let initrd =
-        initramfs::build(init, &kernel, &early, &trusted).at("packing", work.path().join(paths::INITRD))?;
-    write(work.path(), paths::KERNEL, &kernel.image)?;
-    write(work.path(), paths::INITRD, &initrd)?;
-    write(work.path(), LOCK, &published_lock(lock).to_bytes())?;
-    let arguments = recipe.arguments.join(" ");
-    if kind == ImageKind::Host {
-        let stub = tools.file("usr/lib/systemd/boot/efi/linuxx64.efi.stub")?;
-        let release = format!("ID=labshift\nNAME=labshift\nIMAGE_ID={name}\n");
-        let cmdline = format!("{arguments} labshift.roothash={}", sealed.root_hash);
-        let sections: [uki::Section<'_>; 5] = [
-            (".osrel", release.as_bytes()),
-            (".cmdline", cmdline.trim().as_bytes()),
-            (".uname", kernel.release.as_bytes()),
-            (".initrd", &initrd),
-            (".linux", &kernel.image),
-        ];
-        let image = uki::assemble(&stub, &sections).map_err(|e| BuildError::Tool {
-            tool: "systemd-boot-efi".into(),
-            status: "boot stub".into(),
-            output: e.to_string(),
-        })?;
-        write(work.path(), paths::UKI, &image)?;
-    }
-    let manifest = Manifest {
-        schema: SCHEMA,
-        name: name.clone(),
-        kind,
-        architecture: "amd64".to_owned(),
-        kernel_release: kernel.release.clone(),
-        kernel_arguments: arguments,
-        root: sealed,
-        files: entries(work.path())?,
-        lock: lock.digest(),
-        services: recipe.services.clone(),
-        modules: recipe.root_modules.clone(),
-        ports: recipe.ports.clone(),
-    };
-    let bytes = manifest.to_bytes();
-    let signature = manifest::sign(&bytes, &key);
-    write(work.path(), paths::MANIFEST, &bytes)?;
-    write(work.path(), paths::SIGNATURE, &serde_json::to_vec_pretty(&signature).unwrap_or_default())?;
-    let generation = manifest::generation_of(&bytes);
+    let work = store.workplace(&job.name)?;
+    let Assembled { manifest, root_bytes, warnings } = job.assemble(false, work.path(), progress)?;
+    let generation = manifest::generation_of(&manifest.to_bytes());
     progress.stage(Stage::Publish, manifest::short(&generation));
-    let published = store.publish(work, &name, &generation)?;
-    let directory = store.generation(&name, &generation);
-    let packages = lock.packages.len();
-    Ok(Built { name, generation, directory, published, manifest, packages, root_bytes })
+    let published = store.publish(work, (&job.name, &generation), &options.channel, now)?;
+    Record { inputs, generation: generation.clone(), root_bytes, warnings }.write(&store, &job.name)?;
+    Ok(built(published, generation, manifest, root_bytes))
+}
+
+/// Everything that decides about an image, read.
+pub(crate) struct Job {
+    loaded: Loaded,
+    name: String,
+    kind: ImageKind,
+    kernel: String,
+    programs: BTreeMap<String, Vec<u8>>,
+    key: SigningKey,
+    cache: Cache,
+    lock: Lock,
+}
+
+/// An image in its directory.
+pub(crate) struct Assembled {
+    /// What it is.
+    pub manifest: Manifest,
+    root_bytes: u64,
+    warnings: Vec<String>,
+}
+
+impl Job {
+    pub(crate) fn new(
+        options: &BuildOptions,
+        store: &Store,
+        progress: &dyn Progress,
+    ) -> Result<Job, BuildError> {
+        let loaded = recipe_file::load(&options.recipe)?;
+        let image = usable(&loaded)?;
+        let (name, kind, kernel) = (image.name.to_owned(), image.kind, image.kernel.to_owned());
+        let programs = programs(&loaded, &options.programs)?;
+        let key = store.signing_key()?;
+        let cache = choose::open_cache(&options.sources)?;
+        let lock = match &options.locked {
+            Some(path) => choose::read_lock(path, &loaded, (&name, &kernel))?,
+            None => choose::choose(&loaded, &options.sources, &cache, (&name, &kernel), progress)?,
+        };
+        Ok(Job { loaded, name, kind, kernel, programs, key, cache, lock })
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn trusted(&self) -> String {
+        format!("{}\n", hex::encode(self.key.verifying_key().as_bytes()))
+    }
+
+    /// A hash of it all.
+    fn inputs(&self) -> String {
+        inputs(&self.loaded, &self.programs, &self.lock, &self.trusted())
+    }
+
+    /// Puts the image into a directory; `fresh` uses nothing of earlier builds.
+    pub(crate) fn assemble(
+        &self,
+        fresh: bool,
+        directory: &Path,
+        progress: &dyn Progress,
+    ) -> Result<Assembled, BuildError> {
+        let Job { loaded, name, kernel, programs, cache, lock, .. } = self;
+        let tools = Tools::prepare(cache, lock, |i| fetch::open(cache, lock, &lock.tools[i]))?;
+        let layer = Layer::of(loaded, kernel, lock, cache, &tools, fresh, progress)?;
+        let mut root = Building::over(loaded, &layer);
+        root.finish(programs);
+        let mut needs = layer.known.needs.clone();
+        needs.extend(elf::needs(&root.tree));
+        root.warnings.extend(elf::missing_libraries(&root.tree, &needs));
+        root.warnings.iter().for_each(|w| progress.warning(w));
+        if !root.problems.is_empty() {
+            return Err(BuildError::Root { image: name.clone(), problems: root.problems });
+        }
+        let root_bytes = root.tree.size();
+
+        progress.stage(Stage::Seal, "root, initramfs, manifest, signature");
+        let salt = Sha256::digest(lock.digest());
+        let root_file = directory.join(paths::ROOT);
+        pack::over(&tools, (&layer.base(), &layer.tree), &root.tree, &lock.digest(), &root_file)?;
+        let sealed = pack::seal(&root_file, &salt)?;
+        let linux = layer.kernel()?;
+        let init = programs.get("init").map_or(&[][..], Vec::as_slice);
+        let initrd = layer.initrd(init, &self.trusted())?;
+        write(directory, paths::KERNEL, &linux)?;
+        write(directory, paths::INITRD, &initrd)?;
+        write(directory, LOCK, &published_lock(lock).to_bytes())?;
+        let wanted = loaded.lines.iter();
+        let wanted =
+            wanted.filter_map(|(what, line)| Some((what.strip_prefix("package ")?.to_owned(), line.clone())));
+        write(directory, CONTENTS, &Contents::of(&root.tree, wanted.collect()).to_bytes())?;
+        write(directory, sbom::SBOM, &sbom::bill(name, lock, &root.tree))?;
+        let recipe = &loaded.recipe;
+        let arguments = recipe.arguments.join(" ");
+        if self.kind == ImageKind::Host {
+            let release = format!("ID=labshift\nNAME=labshift\nIMAGE_ID={name}\n");
+            let cmdline = format!("{arguments} labshift.roothash={}", sealed.root_hash);
+            let sections: [uki::Section<'_>; 5] = [
+                (".osrel", release.as_bytes()),
+                (".cmdline", cmdline.trim().as_bytes()),
+                (".uname", layer.known.kernel_release.as_bytes()),
+                (".initrd", &initrd),
+                (".linux", &linux),
+            ];
+            let stub = tools.file("usr/lib/systemd/boot/efi/linuxx64.efi.stub")?;
+            let image = uki::assemble(&stub, &sections).map_err(|e| BuildError::Tool {
+                tool: "systemd-boot-efi".into(),
+                status: "boot stub".into(),
+                output: e.to_string(),
+            })?;
+            write(directory, paths::UKI, &image)?;
+        }
+        let mut files = entries(directory)?;
+        let statement = provenance::statement(loaded, lock, programs, &files);
+        write(directory, provenance::PROVENANCE, &statement)?;
+        files.insert(provenance::PROVENANCE.to_owned(), entry_of(&directory.join(provenance::PROVENANCE))?);
+        let manifest = Manifest {
+            schema: SCHEMA,
+            name: name.clone(),
+            kind: self.kind,
+            architecture: "amd64".to_owned(),
+            kernel_release: layer.known.kernel_release,
+            kernel_arguments: arguments,
+            root: sealed,
+            files,
+            lock: lock.digest(),
+            services: recipe.services.clone(),
+            modules: recipe.root_modules.clone(),
+            ports: recipe.ports.clone(),
+        };
+        let bytes = manifest.to_bytes();
+        let signature = manifest::sign(&bytes, &self.key);
+        write(directory, paths::MANIFEST, &bytes)?;
+        write(directory, paths::SIGNATURE, &serde_json::to_vec_pretty(&signature).unwrap_or_default())?;
+        Ok(Assembled { manifest, root_bytes, warnings: root.warnings })
+    }
+}
+
+/// A hash of everything that decides about an image.
+fn inputs(loaded: &Loaded, programs: &BTreeMap<String, Vec<u8>>, lock: &Lock, trusted: &str) -> String {
+    let mut hash = Sha256::new();
+    hash.update(format!("{}\n{:?}\n{}\n{trusted}", layer::this_program(), loaded.recipe, lock.digest()));
+    for (name, bytes) in &loaded.files {
+        hash.update(format!("file {name} {}\n", hex::encode(Sha256::digest(bytes))));
+    }
+    for (name, bytes) in loaded.sources.iter().map(|(n, b)| (n, b)).chain(programs) {
+        hash.update(format!("input {name} {}\n", hex::encode(Sha256::digest(bytes))));
+    }
+    hex::encode(hash.finalize())
 }
 
 fn usable(loaded: &Loaded) -> Result<labshift_model::recipe::Image<'_>, BuildError> {
@@ -211,69 +301,13 @@ fn programs(loaded: &Loaded, directory: &Path) -> Result<BTreeMap<String, Vec<u8
         Content::Program(name) => Some(name.as_str()),
         _ => None,
     });
-    let mut programs = BTreeMap::new();
-    for name in named.chain(["init"]) {
-        match fs::read(directory.join(name)) {
-            Ok(bytes) => programs.insert(name.to_owned(), bytes),
-            Err(_) => {
-                return Err(BuildError::NoProgram { name: name.to_owned(), directory: directory.to_owned() });
-            }
-        };
-    }
-    Ok(programs)
-}
-
-fn choose(
-    loaded: &Loaded,
-    sources: &Sources,
-    locked: Option<&Path>,
-    progress: &dyn Progress,
-) -> Result<Chosen, BuildError> {
-    let image = usable(loaded)?;
-    let recipe = &loaded.recipe;
-    let proxy = apt::proxy_of_machine(&sources.apt);
-    let cache = Cache::open(&sources.cache, proxy.as_deref())?;
-    let mut wanted = recipe.packages.clone();
-    wanted.push(image.kernel.to_owned());
-    if let Some(path) = locked {
-        let bad = |reason| BuildError::Lock { path: path.to_owned(), reason };
-        let lock = Lock::from_bytes(&fs::read(path).at("reading", path)?).map_err(bad)?;
-        lock.fits(image.name, &wanted).map_err(bad)?;
-        return Ok(Chosen { lock, cache });
-    }
-    let mirrors = match (&sources.mirrors[..], &recipe.mirrors[..]) {
-        ([], []) => Mirrors::of_machine(&sources.apt),
-        ([], named) | (named, _) => Mirrors::named(named),
+    let names: BTreeSet<&str> = named.chain(["init"]).collect();
+    let read = |name: &str| {
+        let bytes = fs::read(directory.join(name));
+        let absent = |_| BuildError::NoProgram { name: name.to_owned(), directory: directory.to_owned() };
+        Ok((name.to_owned(), bytes.map_err(absent)?))
     };
-    if mirrors.main.is_empty() {
-        return Err(BuildError::NoMirror { looked: sources.apt.display().to_string() });
-    }
-    let keyring = sources.keyring.clone().or_else(|| recipe.keyring.as_ref().map(PathBuf::from));
-    let ring = archive::key_ring(keyring.as_deref())?;
-    let main = vec!["main".to_owned()];
-    let components = if recipe.components.is_empty() { &main } else { &recipe.components };
-    let wanted_lists = archive::Wanted {
-        mirrors: &mirrors,
-        suite: recipe.suite(),
-        components,
-        ring: &ring,
-        now: sources.now,
-    };
-    let (index, archives) = archive::load(&cache, &wanted_lists, progress)?;
-    progress.stage(Stage::Resolve, &format!("{} packages named", wanted.len()));
-    let resolve = |wanted: &[String], leave_out: &[String]| {
-        let chosen = resolve(&index, wanted, leave_out)
-            .map_err(|why| BuildError::Unresolvable { recipe: loaded.path.clone(), why })?;
-        Ok::<_, BuildError>(chosen.into_iter().map(Locked::of).collect())
-    };
-    let mut leave_out = recipe.leave_out.clone();
-    // Of the kernel's package we take image and modules; what makes an initramfs or links is ours.
-    leave_out.extend(["kmod", "linux-base", "initramfs-tools"].map(String::from));
-    leave_out.retain(|l| !wanted.contains(l));
-    let packages = resolve(&wanted, &leave_out)?;
-    let tools = resolve(&tools::PACKAGES.map(String::from), &[])?;
-    let lock = Lock { schema: lock::SCHEMA, image: image.name.to_owned(), archives, packages, tools };
-    Ok(Chosen { lock, cache })
+    names.into_iter().map(read).collect()
 }
 
 /// The lock without where its packages came from: two mirrors give the same image.
@@ -284,130 +318,6 @@ fn published_lock(lock: &Lock) -> Lock {
     }
     lock.archives = vec![lock::Archive { mirror: String::new(), suite: String::new(), date: String::new() }];
     lock
-}
-
-/// Downloads that run at the same time.
-const CONNECTIONS: usize = 6;
-
-fn download(lock: &Lock, cache: &Cache, progress: &dyn Progress) -> Result<(), BuildError> {
-    let mut missing: Vec<&Locked> =
-        lock.packages.iter().chain(&lock.tools).filter(|p| !cache.has(&p.expected())).collect();
-    // A package may be in the image and among the tools.
-    let mut seen = BTreeSet::new();
-    missing.retain(|p| seen.insert(&p.sha256));
-    let total = missing.iter().map(|p| p.size).sum();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    progress.stage(Stage::Download, &format!("{} packages, {} MiB", missing.len(), total >> 20));
-    let (next, done) = (AtomicUsize::new(0), AtomicU64::new(0));
-    let worker = || {
-        while let Some(package) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let url = format!("{}/{}", lock.archives[package.archive].mirror, package.filename);
-            let heard = |count| {
-                let now = done.fetch_add(count, Ordering::Relaxed) + count;
-                progress.bytes(Stage::Download, now.min(total), total);
-            };
-            if let Err(e) = cache.download(&url, &package.expected(), &heard) {
-                // The others stop after what they are at.
-                next.store(missing.len(), Ordering::Relaxed);
-                return Err(e);
-            }
-        }
-        Ok(())
-    };
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..CONNECTIONS).map(|_| scope.spawn(worker)).collect();
-        workers.into_iter().map(|w| w.join().unwrap_or(Ok(()))).collect::<Result<Vec<()>, _>>().map(|_| ())
-    })
-}
-
-fn unpack(
-    loaded: &Loaded,
-    lock: &Lock,
-    read: &(dyn Fn(&Locked) -> Result<Vec<u8>, BuildError> + Sync),
-    progress: &dyn Progress,
-) -> Result<Vec<Unpacked>, BuildError> {
-    let total = lock.packages.iter().map(|p| p.size).sum();
-    let (next, done) = (AtomicUsize::new(0), AtomicU64::new(0));
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
-    let worker = || {
-        let mut mine = vec![];
-        while let Some((i, locked)) = {
-            let i = next.fetch_add(1, Ordering::Relaxed);
-            lock.packages.get(i).map(|p| (i, p))
-        } {
-            let bytes = read(locked)?;
-            let kernel = locked.name.starts_with("linux-image-");
-            let keep = |path: &str| kernel || Building::keeps(&loaded.recipe, path);
-            let package = deb::unpack(&bytes, &locked.name, &keep).map_err(|why| BuildError::Package {
-                package: format!("{} {}", locked.name, locked.version),
-                why,
-            })?;
-            mine.push((i, package));
-            let now = done.fetch_add(locked.size, Ordering::Relaxed) + locked.size;
-            progress.bytes(Stage::Unpack, now, total);
-        }
-        Ok(mine)
-    };
-    let mut all: Vec<(usize, Unpacked)> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
-        let parts: Result<Vec<_>, BuildError> =
-            workers.into_iter().map(|w| w.join().unwrap_or_else(|_| Ok(vec![]))).collect();
-        parts.map(|p| p.into_iter().flatten().collect())
-    })?;
-    all.sort_by_key(|(i, _)| *i);
-    Ok(all.into_iter().map(|(_, package)| package).collect())
-}
-
-fn find_kernel(package: &str, unpacked: &[Unpacked]) -> Result<Kernel, BuildError> {
-    let with_image =
-        unpacked.iter().find(|p| p.nodes.iter().any(|(path, _)| path.starts_with("boot/vmlinuz-")));
-    let nodes = with_image.map_or(&[][..], |p| &p.nodes);
-    Kernel::of_package(nodes).map_err(|why| BuildError::Kernel { package: package.to_owned(), why })
-}
-
-/// Packs a tree as EROFS and appends its hash tree.
-fn pack_root(
-    tools: &Tools,
-    tree: &crate::tree::Tree,
-    identity: &str,
-    salt: &[u8],
-    directory: &Path,
-) -> Result<Root, BuildError> {
-    let path = directory.join(paths::ROOT);
-    let uuid = format!(
-        "{}-{}-4{}-8{}-{}",
-        &identity[..8],
-        &identity[8..12],
-        &identity[13..16],
-        &identity[17..20],
-        &identity[20..32]
-    );
-    let arguments = [
-        "--quiet".to_owned(),
-        "-zzstd,3".to_owned(),
-        "-C65536".to_owned(),
-        "-Efragments".to_owned(),
-        "-T0".to_owned(),
-        format!("-U{uuid}"),
-        "--tar=f".to_owned(),
-        path.display().to_string(),
-    ];
-    tools.run("usr/bin/mkfs.erofs", &arguments, directory, |pipe| {
-        tree.write_tar(BufWriter::with_capacity(1 << 20, pipe))
-    })?;
-    let mut file = fs::OpenOptions::new().read(true).write(true).open(&path).at("opening", &path)?;
-    let size = file.metadata().at("reading", &path)?.len().next_multiple_of(verity::BLOCK as u64);
-    file.set_len(size).at("writing", &path)?;
-    let sealed = verity::seal(&file, salt).at("hashing", &path)?;
-    file.seek(SeekFrom::End(0)).and_then(|_| file.write_all(&sealed.tree)).at("writing", &path)?;
-    Ok(Root {
-        root_hash: hex::encode(sealed.root_hash),
-        salt: hex::encode(salt),
-        data_size: size,
-        block_size: verity::BLOCK as u32,
-    })
 }
 
 fn write(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), BuildError> {

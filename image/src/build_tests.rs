@@ -14,6 +14,7 @@ use nix::{
 
 use super::*;
 use crate::{
+    channel::STABLE,
     inspect,
     progress::Silent,
     world::{RECIPE, World, options, packages},
@@ -130,7 +131,8 @@ fn a_build_may_be_killed_at_any_point() {
     write_lock(&world);
     let directory = world.directory.path();
     // Fills the cache; its store is thrown away, so that the first of the killed ones makes the key.
-    build(&options(directory, &[world.mirror.clone()], Some(world.path("tiny.lock"))), &Silent).unwrap();
+    build(&options(directory, std::slice::from_ref(&world.mirror), Some(world.path("tiny.lock"))), &Silent)
+        .unwrap();
     fs::remove_dir_all(world.path("store")).unwrap();
     let (mut kills, mut changes) = (0, 1);
     loop {
@@ -141,7 +143,7 @@ fn a_build_may_be_killed_at_any_point() {
         for generation in store.generations("tiny") {
             inspect(&store, "tiny", Some(&generation)).unwrap();
         }
-        if let Ok(generation) = store.channel("tiny") {
+        if let Ok(generation) = store.channel("tiny", STABLE) {
             inspect(&store, "tiny", Some(&generation)).unwrap();
         }
         if !killed {

@@ -4,6 +4,8 @@
 //! CACHE/objects/ab/abcd...      complete and verified when it was put there; verified again when it is read
 //! CACHE/partial/abcd...         a download that was interrupted; the next one goes on from its end
 //! CACHE/tools/HASH/             a tool's packages, unpacked
+//! CACHE/layers/KEY/             what packages give, packed: see `layer`
+//! CACHE/locks/KEY              which packages were chosen from lists of these hashes
 //! CACHE/tmp/                    what builds are at; a dead one's is removed by the next
 //! ```
 
@@ -40,7 +42,7 @@ pub struct Cache {
 impl Cache {
     /// Opens (and makes) the directory. `proxy` is used when the environment names none.
     pub fn open(directory: &Path, proxy: Option<&str>) -> Result<Cache, BuildError> {
-        for part in ["objects", "partial", "tools", "tmp"] {
+        for part in ["objects", "partial", "tools", "layers", "locks", "tmp"] {
             let path = directory.join(part);
             fs::create_dir_all(&path).at("making the cache directory", &path)?;
         }
@@ -76,32 +78,49 @@ impl Cache {
         fs::metadata(self.object(&expected.sha256)).is_ok_and(|m| m.len() == expected.size)
     }
 
-    /// The verified bytes of a file that is here; `None` when it is absent or damaged (it is then removed).
-    pub fn read(&self, expected: &Expected) -> Result<Option<Vec<u8>>, BuildError> {
+    /// The verified file, open at its beginning; `None` when it is absent or damaged (it is then removed).
+    pub fn open_verified(&self, expected: &Expected) -> Result<Option<fs::File>, BuildError> {
         let path = self.object(&expected.sha256);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
+        let mut file = match fs::File::open(&path) {
+            Ok(file) => file,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e).at("reading", &path),
         };
-        if hex::encode(Sha256::digest(&bytes)) == expected.sha256 {
-            return Ok(Some(bytes));
+        let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
+        loop {
+            match file.read(&mut buffer).at("reading", &path)? {
+                0 => break,
+                count => hash.update(&buffer[..count]),
+            }
+        }
+        if hex::encode(hash.finalize()) == expected.sha256 {
+            file.seek(SeekFrom::Start(0)).at("reading", &path)?;
+            return Ok(Some(file));
         }
         fs::remove_file(&path).at("removing the damaged", &path)?;
         Ok(None)
     }
 
-    /// The verified bytes of a file, from here or from `url`.
-    pub fn get(&self, url: &str, expected: &Expected) -> Result<Vec<u8>, BuildError> {
-        if let Some(bytes) = self.read(expected)? {
-            return Ok(bytes);
+    /// The verified file, from here or from `url`.
+    pub fn open_or_get(&self, url: &str, expected: &Expected) -> Result<fs::File, BuildError> {
+        if let Some(file) = self.open_verified(expected)? {
+            return Ok(file);
         }
         self.download(url, expected, &|_| ())?;
-        self.read(expected)?.ok_or_else(|| BuildError::Mismatch {
+        self.open_verified(expected)?.ok_or_else(|| BuildError::Mismatch {
             what: url.to_owned(),
             expected: expected.sha256.clone(),
             found: "changed on this disk while it was read".to_owned(),
         })
+    }
+
+    /// The verified bytes of a file, from here or from `url`.
+    pub fn get(&self, url: &str, expected: &Expected) -> Result<Vec<u8>, BuildError> {
+        let mut bytes = vec![];
+        self.open_or_get(url, expected)?
+            .read_to_end(&mut bytes)
+            .at("reading", self.object(&expected.sha256))?;
+        Ok(bytes)
     }
 
     /// Fetches a file into the cache, going on with an interrupted download; `heard` gets each count of new bytes.

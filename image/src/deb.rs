@@ -9,7 +9,10 @@ use std::{
     sync::Arc,
 };
 
-use crate::tree::{Kind, Node};
+use crate::{
+    data::{Data, Spool},
+    tree::{Kind, Node},
+};
 
 /// Why a package's content was refused.
 #[derive(Debug, thiserror::Error)]
@@ -56,9 +59,15 @@ pub struct Unpacked {
 /// A package unpacks to at most so much.
 const LIMIT: u64 = 2 << 30;
 
-/// Unpacks a package. Paths for which `keep` is false are passed over (directories never are).
-pub fn unpack(bytes: &[u8], package: &str, keep: &dyn Fn(&str) -> bool) -> Result<Unpacked, BadPackage> {
-    let mut archive = ar::Archive::new(bytes);
+/// Unpacks a package. Paths for which `keep` is false are passed over (directories never are); content goes to
+/// `spool`.
+pub fn unpack(
+    package_file: impl Read,
+    package: &str,
+    keep: &dyn Fn(&str) -> bool,
+    spool: &Spool,
+) -> Result<Unpacked, BadPackage> {
+    let mut archive = ar::Archive::new(package_file);
     let mut unpacked = Unpacked::default();
     let (mut control, mut data) = (false, false);
     while let Some(entry) = archive.next_entry() {
@@ -68,7 +77,7 @@ pub fn unpack(bytes: &[u8], package: &str, keep: &dyn Fn(&str) -> bool) -> Resul
             read_control(decompress(&mut entry, suffix)?, &mut unpacked.control)?;
             control = true;
         } else if let Some(suffix) = name.strip_prefix("data.tar") {
-            unpacked.nodes = read_data(decompress(&mut entry, suffix)?, package, keep)?;
+            unpacked.nodes = read_data(decompress(&mut entry, suffix)?, package, keep, spool)?;
             data = true;
         }
     }
@@ -82,7 +91,7 @@ pub fn unpack(bytes: &[u8], package: &str, keep: &dyn Fn(&str) -> bool) -> Resul
 fn decompress<'r>(member: &'r mut dyn Read, suffix: &str) -> Result<Box<dyn Read + 'r>, BadPackage> {
     let reader: Box<dyn Read + 'r> = match suffix {
         "" => Box::new(member),
-        ".xz" => Box::new(liblzma::read::XzDecoder::new(member)),
+        ".xz" => Box::new(liblzma::read::XzDecoder::new_stream(member, xz_stream()?)),
         ".zst" => Box::new(zstd::Decoder::new(member)?),
         ".gz" => Box::new(flate2::read::GzDecoder::new(member)),
         other => {
@@ -90,6 +99,19 @@ fn decompress<'r>(member: &'r mut dyn Read, suffix: &str) -> Result<Box<dyn Read
         }
     };
     Ok(Box::new(Limited { inner: reader, left: LIMIT }))
+}
+
+/// Large members are made of blocks that are decoded side by side.
+fn xz_stream() -> io::Result<liblzma::stream::Stream> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4) as u32;
+    let mut builder = liblzma::stream::MtStreamBuilder::new();
+    // Past this memory (bytes) it goes on with one thread; it never fails for that reason.
+    builder
+        .threads(threads)
+        .memlimit_threading(192 << 20)
+        .memlimit_stop(u64::MAX)
+        .decoder()
+        .map_err(io::Error::other)
 }
 
 /// Ends with an error after its limit.
@@ -126,11 +148,12 @@ fn read_data(
     reader: impl Read,
     package: &str,
     keep: &dyn Fn(&str) -> bool,
+    spool: &Spool,
 ) -> Result<Vec<(String, Node)>, BadPackage> {
     let origin: Arc<str> = package.into();
     let mut nodes: Vec<(String, Node)> = vec![];
     // Content of files by path, for hard links.
-    let mut contents: BTreeMap<String, Arc<[u8]>> = BTreeMap::new();
+    let mut contents: BTreeMap<String, Data> = BTreeMap::new();
     for entry in tar::Archive::new(reader).entries()? {
         let mut entry = entry?;
         let path = clean(&entry.path_bytes())?;
@@ -144,9 +167,9 @@ fn read_data(
         } else if kind.is_file() {
             let mut bytes = Vec::with_capacity(usize::try_from(entry.size()).unwrap_or(0).min(64 << 20));
             entry.read_to_end(&mut bytes)?;
-            let bytes: Arc<[u8]> = bytes.into();
-            contents.insert(path.clone(), bytes.clone());
-            Kind::File(bytes)
+            let data = spool.keep(bytes)?;
+            contents.insert(path.clone(), data.clone());
+            Kind::File(data)
         } else if kind.is_symlink() {
             let target = target.unwrap_or_default();
             if leaves_root(&path, &target) {
@@ -156,7 +179,7 @@ fn read_data(
         } else if kind.is_hard_link() {
             let target = clean(target.unwrap_or_default().as_bytes())?;
             match contents.get(&target) {
-                Some(bytes) => Kind::File(bytes.clone()),
+                Some(data) => Kind::File(data.clone()),
                 None if !keep(&target) => continue,
                 None => return Err(BadPackage::DanglingLink { path, target }),
             }

@@ -11,24 +11,36 @@ use object::{
 
 use crate::tree::{Kind, Tree};
 
+/// Libraries that each program of a tree asks for, by path; of files whose content is at hand.
+pub fn needs(tree: &Tree) -> BTreeMap<String, Vec<String>> {
+    let mut found = BTreeMap::new();
+    for (path, node) in tree.iter() {
+        let Kind::File(data) = &node.kind else { continue };
+        if path.ends_with(".ko") || data.size < 64 {
+            continue;
+        }
+        let Ok(bytes) = data.bytes() else { continue };
+        if bytes.starts_with(b"\x7fELF")
+            && let Some(libraries) = needed(&bytes).filter(|l| !l.is_empty())
+        {
+            found.insert(path.to_owned(), libraries);
+        }
+    }
+    found
+}
+
 /// One line for each library that is asked for and not there.
-pub fn missing_libraries(tree: &Tree) -> Vec<String> {
+pub fn missing_libraries(tree: &Tree, needs: &BTreeMap<String, Vec<String>>) -> Vec<String> {
     let mut provided: BTreeSet<&str> = BTreeSet::new();
     for (path, node) in tree.iter() {
         if !matches!(node.kind, Kind::Directory) && path.contains("lib") {
             provided.insert(path.rsplit('/').next().unwrap_or(path));
         }
     }
-    let mut missing: BTreeMap<String, Vec<&str>> = BTreeMap::new();
-    for (path, node) in tree.iter() {
-        let Kind::File(bytes) = &node.kind else { continue };
-        if !bytes.starts_with(b"\x7fELF") || path.ends_with(".ko") {
-            continue;
-        }
-        for library in needed(bytes).unwrap_or_default() {
-            if !provided.contains(library.as_str()) {
-                missing.entry(library).or_default().push(path);
-            }
+    let mut missing: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (path, libraries) in needs {
+        for library in libraries.iter().filter(|l| !provided.contains(l.as_str())) {
+            missing.entry(library).or_default().push(path);
         }
     }
     missing
@@ -72,7 +84,7 @@ mod tests {
         let mut tree = Tree::new();
         tree.file("usr/bin/program", 0o755, &program);
         tree.file("usr/bin/script", 0o755, "#!/bin/sh");
-        let missing = missing_libraries(&tree);
+        let missing = missing_libraries(&tree, &needs(&tree));
         assert!(
             missing.iter().any(|m| m.starts_with("library libc.so.6 is missing; /usr/bin/program ")),
             "{missing:?}"
@@ -80,7 +92,7 @@ mod tests {
         for library in needed(&program).unwrap() {
             tree.file(&format!("usr/lib/x86_64-linux-gnu/{library}"), 0o644, "");
         }
-        assert_eq!(missing_libraries(&tree), [""; 0]);
+        assert_eq!(missing_libraries(&tree, &needs(&tree)), [""; 0]);
     }
 
     #[test]

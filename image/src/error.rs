@@ -150,6 +150,22 @@ pub enum BuildError {
         /// Why.
         reason: String,
     },
+    /// There is no store.
+    #[error("no image store at {}; `labshift image build` makes one", .store.display())]
+    NoStore {
+        /// Where it was looked for.
+        store: PathBuf,
+    },
+    /// A channel can't be used or moved so.
+    #[error("channel {channel} of image {name}: {reason}")]
+    Channel {
+        /// Channel.
+        channel: String,
+        /// Image.
+        name: String,
+        /// Why.
+        reason: String,
+    },
     /// There is no such image in the store.
     #[error("no image \"{name}\" in {}{}", .store.display(), hint(.near))]
     NoImage {

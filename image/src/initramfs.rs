@@ -10,13 +10,20 @@ use crate::{
 /// zstd level: init's start-up is limited by reading, not by unpacking.
 const LEVEL: i32 = 12;
 
-/// Puts an initramfs together.
-pub fn build(
-    init: &[u8],
-    kernel: &Kernel,
-    modules: &[Module],
-    trusted_keys: &str,
-) -> std::io::Result<Vec<u8>> {
+/// The archive of the modules that bring network and root.
+pub fn modules(kernel: &Kernel, modules: &[Module]) -> std::io::Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    let directory = format!("lib/modules/{}", kernel.release);
+    archive.file(&format!("{directory}/modules.dep"), 0o644, dependencies(modules).as_bytes());
+    archive.file(&format!("{directory}/modules.alias"), 0o644, aliases(modules).as_bytes());
+    for module in modules {
+        archive.file(&format!("{directory}/{}", module.path), 0o644, &module.content.bytes()?);
+    }
+    Ok(archive.finish())
+}
+
+/// The archive of init and what it needs at once.
+pub fn frame(init: &[u8], trusted_keys: &str) -> Vec<u8> {
     let mut archive = Archive::default();
     for directory in ["dev", "proc", "sys", "run", "sysroot", "tmp"] {
         archive.directory(directory);
@@ -25,11 +32,10 @@ pub fn build(
     archive.device("dev/console", 5, 1);
     archive.file("init", 0o755, init);
     archive.file(paths::TRUSTED_KEYS.trim_start_matches('/'), 0o644, trusted_keys.as_bytes());
-    let directory = format!("lib/modules/{}", kernel.release);
-    archive.file(&format!("{directory}/modules.dep"), 0o644, dependencies(modules).as_bytes());
-    archive.file(&format!("{directory}/modules.alias"), 0o644, aliases(modules).as_bytes());
-    for module in modules {
-        archive.file(&format!("{directory}/{}", module.path), 0o644, &module.content);
-    }
-    zstd::bulk::compress(&archive.finish(), LEVEL)
+    archive.finish()
+}
+
+/// Packs archives, which the kernel unpacks one after the other.
+pub fn pack(archives: &[&[u8]]) -> std::io::Result<Vec<u8>> {
+    zstd::bulk::compress(&archives.concat(), LEVEL)
 }

@@ -9,8 +9,11 @@ use labshift_model::{
 
 use crate::{
     build::entries,
+    channel::STABLE,
+    contents::{CONTENTS, Contents},
     error::{At, BuildError},
     lock::Lock,
+    look::Side,
     store::Store,
 };
 
@@ -25,8 +28,10 @@ pub struct Inspected {
     pub manifest: Manifest,
     /// What it is made of.
     pub lock: Lock,
-    /// It is what its channel points to.
-    pub stable: bool,
+    /// All paths of its root; absent in images of versions that did not write them.
+    pub contents: Option<Contents>,
+    /// Channels that point to it.
+    pub channels: Vec<String>,
     /// Public key that signed it (hex).
     pub signed_by: String,
 }
@@ -35,7 +40,7 @@ pub struct Inspected {
 pub fn inspect(store: &Store, name: &str, generation: Option<&str>) -> Result<Inspected, BuildError> {
     let generation = match generation {
         Some(prefix) => store.complete(name, prefix)?,
-        None => store.channel(name)?,
+        None => store.channel(name, STABLE)?,
     };
     let directory = store.generation(name, &generation);
     let read = |file: &str| {
@@ -62,6 +67,20 @@ pub fn inspect(store: &Store, name: &str, generation: Option<&str>) -> Result<In
         }
     }
     let lock = Lock::from_bytes(&read(crate::build::LOCK)?).map_err(tampered)?;
-    let stable = store.channel(name).is_ok_and(|s| s == generation);
-    Ok(Inspected { generation, directory, manifest, lock, stable, signed_by: signature.key })
+    let contents = match manifest.files.contains_key(CONTENTS) {
+        true => {
+            Some(Contents::from_bytes(&read(CONTENTS)?).map_err(|e| tampered(format!("{CONTENTS}: {e}")))?)
+        }
+        false => None,
+    };
+    let channels =
+        store.channels(name).into_iter().filter(|(_, g)| *g == generation).map(|(c, _)| c).collect();
+    Ok(Inspected { generation, directory, manifest, lock, contents, channels, signed_by: signature.key })
+}
+
+impl Inspected {
+    /// This image as one side of a comparison; `None` when its paths are not known.
+    pub fn side(&self) -> Option<Side<'_>> {
+        Some(Side { manifest: &self.manifest, lock: &self.lock, contents: self.contents.as_ref()? })
+    }
 }

@@ -13,6 +13,7 @@ use labshift_model::fault::nearest;
 use object::{Object, ObjectSection};
 
 use crate::{
+    data::{Data, Spool},
     glob,
     tree::{Kind, Node},
 };
@@ -34,6 +35,9 @@ pub enum BadKernel {
         /// Why.
         reason: String,
     },
+    /// Its unpacked files can't be read back.
+    #[error("its unpacked files can't be read: {0}")]
+    Spool(std::io::Error),
     /// A feature that the boot relies on is off.
     #[error("it is built without {0}, which our nodes boot with")]
     Feature(&'static str),
@@ -46,10 +50,12 @@ pub struct Kernel {
     pub release: String,
     /// The boot image.
     pub image: Arc<[u8]>,
+    /// The package that it is of.
+    pub origin: Arc<str>,
     /// Names of what is compiled in.
     builtin: BTreeSet<String>,
     /// Normalised name to path below the module directory and file content, as packed.
-    packed: BTreeMap<String, (String, Arc<[u8]>)>,
+    packed: BTreeMap<String, (String, Data)>,
     /// Modules unpacked so far.
     loaded: BTreeMap<String, Module>,
 }
@@ -62,7 +68,7 @@ pub struct Module {
     /// Path below `/lib/modules/RELEASE`, ending in `.ko`.
     pub path: String,
     /// The ELF file, with its signature.
-    pub content: Arc<[u8]>,
+    pub content: Data,
     depends: Vec<String>,
     soft: Vec<String>,
     aliases: Vec<String>,
@@ -73,34 +79,36 @@ impl Kernel {
     pub fn of_package(nodes: &[(String, Node)]) -> Result<Kernel, BadKernel> {
         let files = || {
             nodes.iter().filter_map(|(path, node)| match &node.kind {
-                Kind::File(bytes) => Some((path.as_str(), bytes)),
+                Kind::File(data) => Some((path.as_str(), data, &node.origin)),
                 _ => None,
             })
         };
-        let (path, image) = files()
-            .find(|(path, _)| path.starts_with("boot/vmlinuz-"))
+        let read = |data: &Data| data.bytes().map_err(BadKernel::Spool);
+        let (path, image, origin) = files()
+            .find(|(path, ..)| path.starts_with("boot/vmlinuz-"))
             .ok_or(BadKernel::Missing("kernel image (boot/vmlinuz-*)"))?;
         let release = path.trim_start_matches("boot/vmlinuz-").to_owned();
         let config = format!("boot/config-{release}");
-        let (_, config) = files()
-            .find(|(path, _)| *path == config)
+        let (_, config, _) = files()
+            .find(|(path, ..)| *path == config)
             .ok_or(BadKernel::Missing("configuration (boot/config-*)"))?;
-        check(&String::from_utf8_lossy(config))?;
+        check(&String::from_utf8_lossy(&read(config)?))?;
         let mut kernel = Kernel {
             release: release.clone(),
-            image: image.clone(),
+            image: read(image)?,
+            origin: origin.clone(),
             builtin: BTreeSet::new(),
             packed: BTreeMap::new(),
             loaded: BTreeMap::new(),
         };
         let directory = format!("lib/modules/{release}/");
-        for (path, bytes) in files() {
+        for (path, data, _) in files() {
             let path = path.strip_prefix("usr/").unwrap_or(path);
             let Some(path) = path.strip_prefix(&directory) else { continue };
             if path == "modules.builtin" {
-                kernel.builtin = String::from_utf8_lossy(bytes).lines().map(name_of).collect();
+                kernel.builtin = String::from_utf8_lossy(&read(data)?).lines().map(name_of).collect();
             } else if path.contains(".ko") {
-                kernel.packed.insert(name_of(path), (path.to_owned(), bytes.clone()));
+                kernel.packed.insert(name_of(path), (path.to_owned(), data.clone()));
             }
         }
         if kernel.packed.is_empty() {
@@ -111,7 +119,7 @@ impl Kernel {
 
     /// The modules that names and globs mean, with everything they depend on, sorted by path. Names that are
     /// compiled in are fine; a glob may match nothing.
-    pub fn select(&mut self, wanted: &[String]) -> Result<Vec<Module>, BadKernel> {
+    pub fn select(&mut self, wanted: &[String], spool: &Spool) -> Result<Vec<Module>, BadKernel> {
         let mut queue: Vec<String> = vec![];
         let mut missing = vec![];
         for want in wanted {
@@ -136,7 +144,7 @@ impl Kernel {
             if chosen.values().any(|m| m.name == name) {
                 continue;
             }
-            let module = self.load(&name)?;
+            let module = self.load(&name, spool)?;
             let next = module.depends.iter().chain(&module.soft);
             queue.extend(next.filter(|n| self.packed.contains_key(*n)).cloned());
             chosen.insert(module.path.clone(), module);
@@ -144,20 +152,21 @@ impl Kernel {
         Ok(chosen.into_values().collect())
     }
 
-    fn load(&mut self, name: &str) -> Result<Module, BadKernel> {
+    fn load(&mut self, name: &str, spool: &Spool) -> Result<Module, BadKernel> {
         if let Some(module) = self.loaded.get(name) {
             return Ok(module.clone());
         }
         let bad = |reason: String| BadKernel::Unreadable { name: name.to_owned(), reason };
         let (path, packed) = self.packed.get(name).ok_or_else(|| bad("it is not there".into()))?;
-        let content = unpack(path, packed).map_err(|e| bad(e.to_string()))?;
+        let packed = packed.bytes().map_err(BadKernel::Spool)?;
+        let content = unpack(path, &packed).map_err(|e| bad(e.to_string()))?;
         let elf = object::File::parse(&content[..]).map_err(|e| bad(e.to_string()))?;
         let section = elf.section_by_name(".modinfo").ok_or_else(|| bad("it has no .modinfo".into()))?;
         let info = section.data().map_err(|e| bad(e.to_string()))?;
         let mut module = Module {
             name: name.to_owned(),
             path: plain(path).to_owned(),
-            content: content.clone(),
+            content: spool.keep(content.clone()).map_err(BadKernel::Spool)?,
             depends: vec![],
             soft: vec![],
             aliases: vec![],
@@ -234,15 +243,15 @@ fn plain(path: &str) -> &str {
     path.trim_end_matches(".xz").trim_end_matches(".zst").trim_end_matches(".gz")
 }
 
-fn unpack(path: &str, packed: &Arc<[u8]>) -> std::io::Result<Arc<[u8]>> {
+fn unpack(path: &str, packed: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut content = vec![];
     match path.rsplit('.').next() {
-        Some("xz") => liblzma::read::XzDecoder::new(&packed[..]).read_to_end(&mut content)?,
-        Some("zst") => zstd::Decoder::new(&packed[..])?.read_to_end(&mut content)?,
-        Some("gz") => flate2::read::GzDecoder::new(&packed[..]).read_to_end(&mut content)?,
-        _ => return Ok(packed.clone()),
+        Some("xz") => liblzma::read::XzDecoder::new(packed).read_to_end(&mut content)?,
+        Some("zst") => zstd::Decoder::new(packed)?.read_to_end(&mut content)?,
+        Some("gz") => flate2::read::GzDecoder::new(packed).read_to_end(&mut content)?,
+        _ => packed.take(u64::MAX).read_to_end(&mut content)?,
     };
-    Ok(content.into())
+    Ok(content)
 }
 
 /// Options without which no image of ours boots.
@@ -268,7 +277,7 @@ mod tests {
         Module {
             name: name.into(),
             path: format!("kernel/{name}.ko"),
-            content: [][..].into(),
+            content: Data::new(*b""),
             depends: depends.iter().map(|d| (*d).to_owned()).collect(),
             soft: vec![],
             aliases: aliases.iter().map(|a| (*a).to_owned()).collect(),

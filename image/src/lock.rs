@@ -1,10 +1,12 @@
 //! The lock: exactly which packages an image is made of. Same recipe and same lock give the same bytes.
 
+use std::collections::BTreeMap;
+
 use labshift_model::fault::nearest;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::{cache::Expected, index::Package};
+use crate::{cache::Expected, resolve::Chosen};
 
 /// The format that this version writes and reads.
 pub const SCHEMA: u32 = 1;
@@ -17,6 +19,12 @@ pub struct Lock {
     pub schema: u32,
     /// Image name.
     pub image: String,
+    /// Packages that the recipe named.
+    #[serde(default)]
+    pub wanted: Vec<String>,
+    /// Packages that it left out.
+    #[serde(default)]
+    pub leave_out: Vec<String>,
     /// Archives that the packages come from.
     pub archives: Vec<Archive>,
     /// What is in the image, by name.
@@ -55,11 +63,15 @@ pub struct Locked {
     pub size: u64,
     /// Lower-case hex.
     pub sha256: String,
+    /// The package that brought it in; absent when the recipe names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub needed_by: Option<String>,
 }
 
 impl Locked {
     /// Locks a chosen package.
-    pub fn of(package: &Package) -> Locked {
+    pub fn of(chosen: &Chosen<'_>) -> Locked {
+        let package = chosen.package;
         Locked {
             name: package.name.clone(),
             version: package.version.to_string(),
@@ -68,6 +80,7 @@ impl Locked {
             filename: package.filename.clone(),
             size: package.size,
             sha256: package.sha256.clone(),
+            needed_by: chosen.needed_by.clone(),
         }
     }
 
@@ -120,20 +133,79 @@ impl Lock {
         hex::encode(hash.finalize())
     }
 
-    /// Whether it still fits a recipe: every wanted package is there.
-    pub fn fits(&self, image: &str, wanted: &[String]) -> Result<(), String> {
+    /// Whether it still fits a recipe: it was made for these very packages.
+    pub fn fits(&self, image: &str, wanted: &[String], leave_out: &[String]) -> Result<(), String> {
         if self.image != image {
             return Err(format!("it is of image \"{}\", wanted \"{image}\"", self.image));
         }
         let names = || self.packages.iter().map(|p| p.name.as_str());
-        match wanted.iter().find(|w| !names().any(|n| n == w.as_str())) {
-            None => Ok(()),
-            Some(gone) => {
-                let near = nearest(gone, names()).map(|n| format!(" (it has {n})")).unwrap_or_default();
-                Err(format!("it lacks package {gone}{near}, which the recipe wants: make the lock anew"))
+        if let Some(gone) = wanted.iter().find(|w| !names().any(|n| n == w.as_str())) {
+            let near = nearest(gone, names()).map(|n| format!(" (it has {n})")).unwrap_or_default();
+            return Err(format!("it lacks package {gone}{near}, which the recipe wants: {RENEW}"));
+        }
+        let lists = [("names", &self.wanted[..], wanted), ("leaves out", &self.leave_out[..], leave_out)];
+        for (verb, then, now) in lists {
+            if let Some(gone) = then.iter().find(|p| !now.contains(p)) {
+                return Err(format!("the recipe no longer {verb} {gone}: {RENEW}"));
+            }
+            if let Some(new) = now.iter().find(|p| !then.contains(p)) {
+                return Err(format!("the recipe now {verb} {new}: {RENEW}"));
             }
         }
+        Ok(())
     }
+}
+
+const RENEW: &str = "renew it with `labshift image lock RECIPE`";
+
+/// A package that differs between two locks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Change {
+    /// Name.
+    pub name: String,
+    /// Version before; absent when it is new.
+    pub before: Option<String>,
+    /// Version after; absent when it is gone.
+    pub after: Option<String>,
+    /// The version is the same, the file is not.
+    pub rebuilt: bool,
+}
+
+impl std::fmt::Display for Change {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (&self.before, &self.after) {
+            (Some(before), Some(_)) if self.rebuilt => write!(f, "{} {before}, another file", self.name),
+            (Some(before), Some(after)) => write!(f, "{} {before} -> {after}", self.name),
+            (None, Some(after)) => write!(f, "{} {after}, new", self.name),
+            (Some(before), None) => write!(f, "{} {before}, gone", self.name),
+            (None, None) => f.write_str(&self.name),
+        }
+    }
+}
+
+/// What differs between two locks, by name; tools too.
+pub fn changes(before: &Lock, after: &Lock) -> Vec<Change> {
+    type Pair<'l> = (Option<&'l Locked>, Option<&'l Locked>);
+    let mut pairs: BTreeMap<(usize, &str), Pair<'_>> = BTreeMap::new();
+    for (part, (old, new)) in
+        [(&before.packages, &after.packages), (&before.tools, &after.tools)].into_iter().enumerate()
+    {
+        old.iter().for_each(|p| pairs.entry((part, &p.name)).or_default().0 = Some(p));
+        new.iter().for_each(|p| pairs.entry((part, &p.name)).or_default().1 = Some(p));
+    }
+    let version = |p: Option<&Locked>| p.map(|p| p.version.clone());
+    let mut found: Vec<Change> = pairs
+        .into_iter()
+        .filter(|(_, (a, b))| a.map(|p| (&p.version, &p.sha256)) != b.map(|p| (&p.version, &p.sha256)))
+        .map(|((_, name), (a, b))| {
+            let (before, after) = (version(a), version(b));
+            Change { name: name.to_owned(), rebuilt: before == after, before, after }
+        })
+        .collect();
+    // A library may be in the image and among the tools.
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    found.dedup();
+    found
 }
 
 #[cfg(test)]
@@ -149,10 +221,13 @@ mod tests {
             filename: format!("pool/{name}.deb"),
             size: 1,
             sha256: "a".repeat(64),
+            needed_by: None,
         };
         Lock {
             schema: SCHEMA,
             image: "lab".into(),
+            wanted: vec!["bash".into()],
+            leave_out: vec![],
             archives: vec![Archive { mirror: "http://m".into(), suite: "trixie".into(), date: "d".into() }],
             packages: vec![locked("bash"), locked("dash")],
             tools: vec![locked("erofs-utils")],
@@ -173,12 +248,38 @@ mod tests {
     #[test]
     fn refusals() {
         let lock = lock();
-        assert!(lock.fits("lab", &["bash".into()]).is_ok());
-        assert!(lock.fits("lab", &["bsh".into()]).unwrap_err().contains("it has bash"));
-        assert!(lock.fits("other", &[]).is_err());
+        let fits = |image: &str, wanted: &[&str], out: &[&str]| {
+            let own = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
+            lock.fits(image, &own(wanted), &own(out))
+        };
+        assert_eq!(fits("lab", &["bash"], &[]), Ok(()));
+        let cases = [
+            (fits("lab", &["bsh"], &[]), "it has bash"),
+            (fits("other", &[], &[]), "it is of image \"lab\""),
+            (fits("lab", &["bash", "dash"], &[]), "now names dash"),
+            (fits("lab", &[], &[]), "no longer names bash"),
+            (fits("lab", &["bash"], &["dash"]), "now leaves out dash"),
+        ];
+        for (refusal, said) in cases {
+            assert!(refusal.as_ref().unwrap_err().contains(said), "{refusal:?}");
+        }
         for (from, to) in [("\"schema\": 1", "\"schema\": 9"), ("pool/bash", "../bash"), ("aaaa", "AAAA")] {
             let text = String::from_utf8(lock.to_bytes()).unwrap().replacen(from, to, 1);
             assert!(Lock::from_bytes(text.as_bytes()).is_err(), "{from}");
         }
+    }
+
+    #[test]
+    fn versions_are_compared() {
+        let before = lock();
+        let mut after = lock();
+        after.packages[0].version = "2".into();
+        after.packages[0].sha256 = "b".repeat(64);
+        after.packages.remove(1);
+        after.tools[0].sha256 = "c".repeat(64);
+        let shown = |a: &Lock, b: &Lock| changes(a, b).iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(shown(&before, &after), ["bash 1 -> 2", "dash 1, gone", "erofs-utils 1, another file"]);
+        assert_eq!(shown(&after, &before)[1], "dash 1, new");
+        assert!(changes(&before, &before).is_empty());
     }
 }

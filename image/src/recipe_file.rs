@@ -22,6 +22,10 @@ pub struct Loaded {
     pub path: PathBuf,
     /// Content of the files that it names by path.
     pub files: BTreeMap<String, Vec<u8>>,
+    /// The recipe's own files and those that they name, base first: name as written, content.
+    pub sources: Vec<(String, Vec<u8>)>,
+    /// Where things are named: `package bash`, `file /etc/motd` to `base.toml:4`.
+    pub lines: BTreeMap<String, String>,
 }
 
 /// Longest chain of bases.
@@ -30,6 +34,7 @@ const DEPTH: usize = 8;
 /// Reads a recipe and all that it extends.
 pub fn load(path: &Path) -> Result<Loaded, BuildError> {
     let mut chain: Vec<(PathBuf, Recipe)> = vec![];
+    let mut texts = vec![];
     let mut next = Some(path.to_owned());
     while let Some(path) = next.take() {
         let text = read(&path)?;
@@ -44,7 +49,13 @@ pub fn load(path: &Path) -> Result<Loaded, BuildError> {
                 return Err(BuildError::Unusable { path, reason });
             }
         }
+        texts.push((path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(), text));
         chain.push((path, recipe));
+    }
+    let mut lines = BTreeMap::new();
+    let mut sources: Vec<(String, Vec<u8>)> = vec![];
+    for (name, text) in texts.iter().rev() {
+        lines.extend(lines_of(name, text));
     }
     let mut files = BTreeMap::new();
     let mut joined: Option<Recipe> = None;
@@ -53,12 +64,14 @@ pub fn load(path: &Path) -> Result<Loaded, BuildError> {
         for file in &mut recipe.files {
             if let Content::Path(source) = &mut file.content {
                 let full = directory.join(&*source);
+                let written = source.clone();
                 *source = full.display().to_string();
                 if !files.contains_key(source) {
                     let bytes = fs::read(&full).map_err(|e| BuildError::Unusable {
                         path: path.clone(),
                         reason: format!("[[file]] {} has the source {}: {e}", file.dest, full.display()),
                     })?;
+                    sources.push((written, bytes.clone()));
                     files.insert(source.clone(), bytes);
                 }
             }
@@ -71,7 +84,33 @@ pub fn load(path: &Path) -> Result<Loaded, BuildError> {
             Some(base) => recipe.over(base),
         });
     }
-    Ok(Loaded { recipe: joined.unwrap_or_default(), path: path.to_owned(), files })
+    sources.extend(texts.into_iter().rev().map(|(name, text)| (name, text.into_bytes())));
+    Ok(Loaded { recipe: joined.unwrap_or_default(), path: path.to_owned(), files, sources, lines })
+}
+
+/// The lines on which a recipe names packages and files.
+fn lines_of(name: &str, text: &str) -> BTreeMap<String, String> {
+    let mut lines = BTreeMap::new();
+    let Ok(table) = toml::de::DeTable::parse(text) else { return lines };
+    let mut note = |what: &str, value: &toml::Spanned<toml::de::DeValue<'_>>| {
+        if let Some(text_value) = value.get_ref().as_str() {
+            let line = text[..value.span().start.min(text.len())].matches('\n').count() + 1;
+            lines.insert(format!("{what} {text_value}"), format!("{name}:{line}"));
+        }
+    };
+    let table = table.get_ref();
+    for value in table.get("packages").and_then(|v| v.get_ref().as_array()).into_iter().flatten() {
+        note("package", value);
+    }
+    if let Some(value) = table.get("kernel").and_then(|v| v.get_ref().as_table()?.get("package")) {
+        note("package", value);
+    }
+    for value in table.get("file").and_then(|v| v.get_ref().as_array()).into_iter().flatten() {
+        if let Some(dest) = value.get_ref().as_table().and_then(|t| t.get("dest")) {
+            note("file", dest);
+        }
+    }
+    lines
 }
 
 fn read(path: &Path) -> Result<String, BuildError> {
@@ -120,6 +159,11 @@ mod tests {
         ]);
         let loaded = load(&directory.path().join("top.toml")).unwrap();
         assert_eq!(loaded.recipe.packages, ["aa", "bb"]);
+        let line = |what: &str| loaded.lines[what].as_str();
+        assert_eq!(
+            (line("package aa"), line("package bb"), line("file /x")),
+            ("b.toml:1", "top.toml:3", "b.toml:3")
+        );
         let Content::Path(source) = &loaded.recipe.files[0].content else { panic!() };
         assert_eq!(loaded.files[source], b"from base");
     }

@@ -60,12 +60,21 @@ fn via(chain: &[String]) -> String {
     }
 }
 
+/// A package that was chosen.
+#[derive(Debug, Clone)]
+pub struct Chosen<'i> {
+    /// It.
+    pub package: &'i Package,
+    /// The package that brought it in; `None` when it was wanted itself.
+    pub needed_by: Option<String>,
+}
+
 /// Chooses packages for `wanted`. Names in `leave_out` count as present and are not chosen.
 pub fn resolve<'i>(
     index: &'i Index,
     wanted: &[String],
     leave_out: &[String],
-) -> Result<Vec<&'i Package>, Unresolvable> {
+) -> Result<Vec<Chosen<'i>>, Unresolvable> {
     let missing: Vec<_> = wanted
         .iter()
         .filter(|name| index.get(name).is_none())
@@ -119,7 +128,11 @@ pub fn resolve<'i>(
             });
         }
     }
-    Ok(chosen.into_values().collect())
+    let with_reason = |package: &'i Package| Chosen {
+        package,
+        needed_by: reason.get(&*package.name).map(|r| (*r).to_owned()),
+    };
+    Ok(chosen.into_values().map(with_reason).collect())
 }
 
 fn conflicts_with_any<'p>(package: &Package, mut others: impl Iterator<Item = &'p Package>) -> bool {
@@ -211,7 +224,7 @@ mod tests {
         for (wanted, leave_out, expected) in cases {
             let strings = |s: &[&str]| s.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
             let chosen = resolve(&index, &strings(wanted), &strings(leave_out)).unwrap();
-            let names: Vec<_> = chosen.iter().map(|p| p.name.as_str()).collect();
+            let names: Vec<_> = chosen.iter().map(|c| c.package.name.as_str()).collect();
             assert_eq!(&names, expected, "{wanted:?} without {leave_out:?}");
         }
     }

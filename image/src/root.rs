@@ -1,5 +1,5 @@
-//! From unpacked packages and a recipe to the whole root: what maintainer scripts would have done, accounts, links,
-//! modules, the recipe's files.
+//! From unpacked packages and a recipe to the whole root, in two steps: first what packages and kernel bring
+//! ([`Building::seal`] ends that, and it can be kept: see `layer`), then accounts, links, and the recipe's files on top.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -7,9 +7,11 @@ use labshift_model::recipe::{Content, Recipe};
 
 use crate::{
     accounts::Accounts,
+    data::Data,
     deb::Unpacked,
     glob,
     kernel::{Kernel, Module, aliases, dependencies},
+    layer::Layer,
     recipe_file::Loaded,
     scripts,
     tree::{Kind, Node, Tree},
@@ -41,14 +43,40 @@ pub struct Building<'a> {
     pub problems: Vec<String>,
     /// What an admin should know.
     pub warnings: Vec<String>,
-    sysusers: BTreeMap<String, String>,
+    /// What packages declare for systemd-sysusers, by file name.
+    pub sysusers: BTreeMap<String, String>,
+    /// Files of packages that are read after they were packed, by path.
+    pub texts: BTreeMap<String, String>,
 }
+
+/// Which files of packages are read when their layer is packed already.
+const READ_LATER: [&str; 5] = [
+    "usr/share/base-passwd/passwd.master",
+    "usr/share/base-passwd/group.master",
+    "usr/share/libc-bin/nsswitch.conf",
+    "usr/share/base-files/profile",
+    "usr/share/base-files/dot.profile",
+];
 
 impl<'a> Building<'a> {
     /// An empty root.
     pub fn new(recipe: &'a Loaded) -> Building<'a> {
         let (problems, warnings) = (vec![], vec![]);
-        Building { recipe, tree: Tree::new(), problems, warnings, sysusers: BTreeMap::new() }
+        let (sysusers, texts) = (BTreeMap::new(), BTreeMap::new());
+        Building { recipe, tree: Tree::new(), problems, warnings, sysusers, texts }
+    }
+
+    /// What a packed layer has, to be finished.
+    pub fn over(recipe: &'a Loaded, layer: &Layer) -> Building<'a> {
+        let known = &layer.known;
+        Building {
+            recipe,
+            tree: layer.tree.clone(),
+            problems: vec![],
+            warnings: known.warnings.clone(),
+            sysusers: known.sysusers.clone(),
+            texts: known.texts.clone(),
+        }
     }
 
     /// Whether a package's path comes into the image.
@@ -73,9 +101,14 @@ impl<'a> Building<'a> {
         }
         for (path, node) in package.nodes {
             if let Some(file) = path.strip_prefix("usr/lib/sysusers.d/")
-                && let Kind::File(bytes) = &node.kind
+                && let Kind::File(data) = &node.kind
             {
-                self.sysusers.insert(file.to_owned(), String::from_utf8_lossy(bytes).into_owned());
+                match data.bytes() {
+                    Ok(bytes) => {
+                        self.sysusers.insert(file.to_owned(), String::from_utf8_lossy(&bytes).into_owned());
+                    }
+                    Err(e) => self.problems.push(format!("{path} of package {name}: {e}")),
+                }
                 continue;
             }
             let origin = node.origin.clone();
@@ -96,20 +129,36 @@ impl<'a> Building<'a> {
         self.tree.file(&format!("{directory}/modules.dep"), 0o644, dependencies(modules));
         self.tree.file(&format!("{directory}/modules.alias"), 0o644, aliases(modules));
         for module in modules {
-            let node = Node::made(Kind::File(module.content.clone()), 0o644);
+            let mut node = Node::made(Kind::File(module.content.clone()), 0o644);
+            node.origin = kernel.origin.clone();
             self.tree.put(&format!("{directory}/{}", module.path), node);
         }
     }
 
-    /// What is left when all packages are in: accounts, links, directories, the recipe's files. `programs` are
-    /// the programs of labshift that the recipe names.
+    /// Ends what packages bring: directories that every root has, files to be read later, and what is pruned.
+    pub fn seal(&mut self) {
+        for path in READ_LATER {
+            if let Some(content) = self.tree.content(path) {
+                self.texts.insert(path.to_owned(), String::from_utf8_lossy(&content).into_owned());
+            }
+        }
+        directories(&mut self.tree);
+        let recipe = &self.recipe.recipe;
+        let prune: Vec<&str> =
+            recipe.prune.iter().map(String::as_str).chain(["usr/lib/sysusers.d"]).collect();
+        self.tree.prune(|path| prune.iter().any(|p| glob::fits(p, path)));
+        drop_dangling(&mut self.tree);
+    }
+
+    /// What is left when all packages are in: accounts, links, the recipe's files. `programs` are the programs of
+    /// labshift that the recipe names. Nothing that is there is removed.
     pub fn finish(&mut self, programs: &BTreeMap<String, Vec<u8>>) {
         let recipe = &self.recipe.recipe;
-        let master = |tree: &Tree, name: &str| {
-            let content = tree.content(&format!("usr/share/base-passwd/{name}.master"));
-            content.map(|c| String::from_utf8_lossy(c).into_owned()).unwrap_or_default()
+        let master = |name: &str| {
+            let path = format!("usr/share/base-passwd/{name}.master");
+            self.texts.get(&path).map(String::as_str).unwrap_or_default()
         };
-        let mut accounts = Accounts::parse(&master(&self.tree, "passwd"), &master(&self.tree, "group"));
+        let mut accounts = Accounts::parse(master("passwd"), master("group"));
         for text in self.sysusers.values() {
             accounts.sysusers(text);
         }
@@ -126,8 +175,8 @@ impl<'a> Building<'a> {
             }
         }
         self.problems.extend(accounts.add(&recipe.users, &recipe.groups));
-        directories(&mut self.tree, &accounts);
-        configuration(&mut self.tree, recipe, &accounts);
+        homes(&mut self.tree, &accounts);
+        configuration(&mut self.tree, recipe, &accounts, &self.texts);
         for file in &recipe.files {
             self.recipe_file(file, &accounts, programs);
         }
@@ -146,12 +195,6 @@ impl<'a> Building<'a> {
                 self.problems.push(format!("service {}: the image has no user {user}", service.name));
             }
         }
-        let prune: Vec<&str> =
-            recipe.prune.iter().map(String::as_str).chain(["usr/lib/sysusers.d"]).collect();
-        let named =
-            |path: &str| recipe.files.iter().any(|f| f.dest.trim_start_matches('/').starts_with(path));
-        self.tree.prune(|path| prune.iter().any(|p| glob::fits(p, path)) && !named(path));
-        drop_dangling(&mut self.tree);
     }
 
     fn recipe_file(
@@ -160,27 +203,37 @@ impl<'a> Building<'a> {
         accounts: &Accounts,
         programs: &BTreeMap<String, Vec<u8>>,
     ) {
+        let line = self.recipe.lines.get(&format!("file {}", file.dest)).map_or("", String::as_str);
+        let mut origin = format!("recipe {line}");
         let kind = match &file.content {
             Content::Directory => Kind::Directory,
             Content::Link(target) => Kind::Link(target.clone()),
-            Content::Text(text) => Kind::File(text.as_bytes().into()),
+            Content::Text(text) => Kind::File(Data::new(text.as_bytes())),
             Content::Path(path) => {
-                Kind::File(self.recipe.files.get(path).map_or(&[][..], Vec::as_slice).into())
+                Kind::File(Data::new(self.recipe.files.get(path).map_or(&[][..], Vec::as_slice)))
             }
-            Content::Program(name) => Kind::File(programs.get(name).map_or(&[][..], Vec::as_slice).into()),
+            Content::Program(name) => {
+                origin = format!("program {name} {line}");
+                Kind::File(Data::new(programs.get(name).map_or(&[][..], Vec::as_slice)))
+            }
         };
-        match accounts.owner(&file.owner) {
-            Ok((uid, gid)) => {
-                let node = Node { kind, mode: file.mode, uid, gid, origin: Arc::from("") };
-                self.tree.put(file.dest.trim_start_matches('/'), node);
-            }
-            Err(reason) => self.problems.push(format!("[[file]] {}: {reason}", file.dest)),
+        let (uid, gid) = match accounts.owner(&file.owner) {
+            Ok(ids) => ids,
+            Err(reason) => return self.problems.push(format!("[[file]] {}: {reason}", file.dest)),
+        };
+        let path = file.dest.trim_start_matches('/');
+        let there = self.tree.get(path);
+        if kind != Kind::Directory && there.is_some_and(|n| n.kind == Kind::Directory) {
+            let origin = there.map_or("", |n| &n.origin);
+            let of = if origin.is_empty() { String::new() } else { format!(" of package {origin}") };
+            return self.problems.push(format!("[[file]] {}: a directory{of} is there", file.dest));
         }
+        self.tree.put(path, Node { kind, mode: file.mode, uid, gid, origin: Arc::from(origin.trim_end()) });
     }
 }
 
 /// The frame that every root has.
-fn directories(tree: &mut Tree, accounts: &Accounts) {
+fn directories(tree: &mut Tree) {
     for path in [
         "dev",
         "proc",
@@ -203,6 +256,9 @@ fn directories(tree: &mut Tree, accounts: &Accounts) {
             node.mode = mode;
         }
     }
+}
+
+fn homes(tree: &mut Tree, accounts: &Accounts) {
     for (home, uid, gid) in accounts.homes() {
         tree.directory(&home);
         if let Some(node) = tree.get_mut(&home) {
@@ -212,7 +268,7 @@ fn directories(tree: &mut Tree, accounts: &Accounts) {
 }
 
 /// Files that maintainer scripts or first boots would write.
-fn configuration(tree: &mut Tree, recipe: &Recipe, accounts: &Accounts) {
+fn configuration(tree: &mut Tree, recipe: &Recipe, accounts: &Accounts, texts: &BTreeMap<String, String>) {
     tree.file("etc/passwd", 0o644, accounts.passwd());
     tree.file("etc/group", 0o644, accounts.group());
     tree.file("etc/shadow", 0o600, accounts.shadow());
@@ -227,7 +283,7 @@ fn configuration(tree: &mut Tree, recipe: &Recipe, accounts: &Accounts) {
         ("etc/profile", "usr/share/base-files/profile"),
         ("root/.profile", "usr/share/base-files/dot.profile"),
     ] {
-        if let (None, Some(content)) = (tree.get(path), tree.content(source).map(<[u8]>::to_vec)) {
+        if let (None, Some(content)) = (tree.get(path), texts.get(source)) {
             tree.file(path, 0o644, content);
         }
     }

@@ -6,11 +6,17 @@ use labshift_model::recipe::Recipe;
 use tar::EntryType::{Directory, Regular, Symlink};
 
 use super::*;
-use crate::deb;
+use crate::{data::Spool, deb};
 
 fn loaded(text: &str) -> Loaded {
     let recipe = Recipe::parse("test.toml", text).unwrap();
-    Loaded { recipe, path: PathBuf::from("test.toml"), files: BTreeMap::new() }
+    Loaded {
+        recipe,
+        path: PathBuf::from("test.toml"),
+        files: BTreeMap::new(),
+        sources: vec![],
+        lines: BTreeMap::new(),
+    }
 }
 
 const RECIPE: &str = r#"
@@ -54,9 +60,12 @@ fn packages() -> Vec<(&'static str, Vec<u8>)> {
 fn build(recipe: &Loaded) -> (Tree, Vec<String>) {
     let mut root = Building::new(recipe);
     for (name, bytes) in packages() {
-        let unpacked = deb::unpack(&bytes, name, &|path| Building::keeps(&recipe.recipe, path)).unwrap();
+        let unpacked =
+            deb::unpack(&bytes[..], name, &|path| Building::keeps(&recipe.recipe, path), &Spool::memory())
+                .unwrap();
         root.add(name, unpacked);
     }
+    root.seal();
     root.finish(&BTreeMap::from([("run".to_owned(), b"program".to_vec())]));
     (root.tree, root.problems)
 }
@@ -77,7 +86,7 @@ fn the_same_input_gives_the_same_bytes() {
 #[test]
 fn what_scripts_would_have_done() {
     let (tree, _) = build(&loaded(RECIPE));
-    let text = |path: &str| String::from_utf8_lossy(tree.content(path).unwrap()).into_owned();
+    let text = |path: &str| String::from_utf8_lossy(&tree.content(path).unwrap()).into_owned();
     assert!(text("etc/passwd").contains("student:x:1000:1000::/home/student:"));
     assert!(text("etc/passwd").contains("tool:x:999:999:A tool:"));
     assert_eq!(tree.follow("usr/bin/awk").unwrap().0, "usr/bin/mawk");

@@ -78,6 +78,12 @@ pub fn write_whole(path: &Path, bytes: &[u8], mode: u32, fresh: bool) -> io::Res
     fs::File::open(place)?.sync_all()
 }
 
+/// Writes a file that everybody may read, whole or not at all.
+pub fn write_whole_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let place = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    write_whole(&place.join(path.file_name().unwrap_or_default()), bytes, 0o644, false)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,7 +4,8 @@
 //! STORE/keys/signing.key              seed in hex, 0600, made on first use
 //! STORE/keys/signing.pub              its public key, a line of a trusted-keys file
 //! STORE/images/NAME/GENERATION/       complete, never changed again
-//! STORE/channels/NAME                 the generation that is served
+//! STORE/channels, STORE/history       which generations are served: see `channel`
+//! STORE/built/NAME                    what the last build was made of: see `record`
 //! STORE/tmp/                          builds under way; what a dead one left is removed by the next
 //! ```
 //!
@@ -17,9 +18,12 @@ use std::{
 };
 
 use ed25519_dalek::SigningKey;
-use labshift_model::{fault::nearest, manifest, paths};
+use jiff::Timestamp;
+use labshift_model::{manifest, paths};
+use nix::fcntl::{Flock, FlockArg};
 
 use crate::{
+    build::entries,
     error::{At, BuildError},
     scratch::{self, Scratch},
 };
@@ -42,13 +46,37 @@ pub enum Published {
 impl Store {
     /// Opens (and makes) a store, and removes what dead builds left.
     pub fn open(directory: &Path) -> Result<Store, BuildError> {
-        for part in ["keys", "images", "channels", "tmp"] {
+        for part in ["keys", "images", "channels", "history", "built", "tmp"] {
             let path = directory.join(part);
             fs::create_dir_all(&path).at("making the store's directory", &path)?;
         }
         let store = Store { directory: directory.to_owned() };
         scratch::sweep(&store.directory.join("tmp"))?;
         Ok(store)
+    }
+
+    /// Opens a store that is there: looking must not make one.
+    pub fn existing(directory: &Path) -> Result<Store, BuildError> {
+        match directory.is_dir() {
+            true => Store::open(directory),
+            false => Err(BuildError::NoStore { store: directory.to_owned() }),
+        }
+    }
+
+    /// The store's own directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Holds the store while generations appear or vanish.
+    pub(crate) fn hold(&self) -> Result<Flock<fs::File>, BuildError> {
+        let path = self.directory.join("images");
+        scratch::lock(&path, FlockArg::LockExclusive).at("locking", &path)
+    }
+
+    /// Whether a generation is there.
+    pub fn is_there(&self, name: &str, generation: &str) -> bool {
+        self.generation(name, generation).join(paths::MANIFEST).is_file()
     }
 
     /// A fresh directory for one build.
@@ -88,15 +116,33 @@ impl Store {
         self.directory.join("images").join(name).join(generation)
     }
 
-    /// Moves a finished generation into place and points its channel to it. Everything is on disk before anybody can
+    /// Where the record of an image's last build lies.
+    pub(crate) fn record(&self, name: &str) -> PathBuf {
+        self.directory.join("built").join(name)
+    }
+
+    /// Moves a finished generation into place and points a channel to it. Everything is on disk before anybody can
     /// see it: a crash at any moment leaves the old state or the new one.
-    pub fn publish(&self, from: Scratch, name: &str, generation: &str) -> Result<Published, BuildError> {
+    pub fn publish(
+        &self,
+        from: Scratch,
+        (name, generation): (&str, &str),
+        channel: &str,
+        now: Timestamp,
+    ) -> Result<Published, BuildError> {
+        let _held = self.hold()?;
         let target = self.generation(name, generation);
         let parent = self.directory.join("images").join(name);
         fs::create_dir_all(&parent).at("making", &parent)?;
-        let published = if target.join(paths::MANIFEST).is_file() {
+        let there = self.is_there(name, generation);
+        let published = if there && entries(&target)? == entries(from.path())? {
             Published::AlreadyThere
         } else {
+            if there {
+                // Somebody changed what was published. What it was built as takes its place.
+                let damaged = self.workplace(name)?;
+                fs::rename(&target, damaged.path()).at("moving away the damaged", &target)?;
+            }
             let sync = |path: &Path| fs::File::open(path).and_then(|f| f.sync_all()).at("writing", path);
             for entry in fs::read_dir(from.path()).at("reading", from.path())?.flatten() {
                 sync(&entry.path())?;
@@ -104,49 +150,22 @@ impl Store {
             fs::set_permissions(from.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
                 .at("changing the mode of", from.path())?;
             sync(from.path())?;
-            match fs::rename(from.path(), &target) {
-                // Another build of the same was faster.
-                Err(_) if target.join(paths::MANIFEST).is_file() => Published::AlreadyThere,
-                renamed => {
-                    renamed.at("publishing", &target)?;
-                    sync(&parent)?;
-                    Published::New
-                }
-            }
+            fs::rename(from.path(), &target).at("publishing", &target)?;
+            sync(&parent)?;
+            Published::New
         };
-        self.set_channel(name, generation)?;
+        self.set_channel(name, channel, generation, now)?;
         Ok(published)
-    }
-
-    /// Points an image's channel to a generation.
-    pub fn set_channel(&self, name: &str, generation: &str) -> Result<(), BuildError> {
-        let path = self.directory.join("channels").join(name);
-        scratch::write_whole(&path, format!("{generation}\n").as_bytes(), 0o644, false).at("writing", &path)
-    }
-
-    /// The generation that an image's channel points to.
-    pub fn channel(&self, name: &str) -> Result<String, BuildError> {
-        match fs::read_to_string(self.directory.join("channels").join(name)) {
-            Ok(text) => Ok(text.trim().to_owned()),
-            Err(_) => {
-                let names = self.images();
-                Err(BuildError::NoImage {
-                    name: name.to_owned(),
-                    store: self.directory.clone(),
-                    near: nearest(name, names.iter().map(String::as_str)).map(str::to_owned),
-                })
-            }
-        }
     }
 
     /// Names of all images, sorted.
     pub fn images(&self) -> Vec<String> {
-        entries(&self.directory.join("images"))
+        names(&self.directory.join("images"))
     }
 
     /// Generations of an image, sorted.
     pub fn generations(&self, name: &str) -> Vec<String> {
-        entries(&self.directory.join("images").join(name))
+        names(&self.directory.join("images").join(name))
     }
 
     /// The full generation that starts with `prefix`.
@@ -164,7 +183,7 @@ impl Store {
     }
 }
 
-fn entries(directory: &Path) -> Vec<String> {
+pub(crate) fn names(directory: &Path) -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(directory)
         .map(|entries| entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect())
         .unwrap_or_default();
@@ -175,6 +194,7 @@ fn entries(directory: &Path) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::channel::STABLE;
 
     #[test]
     fn publishes_once_and_sweeps_what_died() {
@@ -184,11 +204,14 @@ mod tests {
         for expected in [Published::New, Published::AlreadyThere] {
             let work = store.workplace("lab").unwrap();
             fs::write(work.path().join(paths::MANIFEST), "{}").unwrap();
-            assert_eq!(store.publish(work, "lab", &generation).unwrap(), expected);
+            assert_eq!(
+                store.publish(work, ("lab", &generation), STABLE, Timestamp::UNIX_EPOCH).unwrap(),
+                expected
+            );
         }
-        assert_eq!(store.channel("lab").unwrap(), generation);
+        assert_eq!(store.channel("lab", STABLE).unwrap(), generation);
         assert_eq!(store.complete("lab", "abab").unwrap(), generation);
-        assert!(store.channel("lap").unwrap_err().to_string().contains("did you mean \"lab\""));
+        assert!(store.channel("lap", STABLE).unwrap_err().to_string().contains("did you mean \"lab\""));
 
         let dead = directory.path().join("tmp/dead");
         fs::create_dir(&dead).unwrap();

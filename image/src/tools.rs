@@ -11,6 +11,7 @@ use std::{
 
 use crate::{
     cache::Cache,
+    data::Spool,
     deb,
     error::{At, BuildError},
     lock::Lock,
@@ -32,7 +33,7 @@ impl Tools {
     pub fn prepare(
         cache: &Cache,
         lock: &Lock,
-        read: impl Fn(usize) -> Result<Vec<u8>, BuildError>,
+        read: impl Fn(usize) -> Result<fs::File, BuildError>,
     ) -> Result<Tools, BuildError> {
         let mut identity = lock.clone();
         identity.packages.clear();
@@ -45,7 +46,7 @@ impl Tools {
         for (i, locked) in lock.tools.iter().enumerate() {
             let keep = |path: &str| !path.starts_with("usr/share/");
             let package = format!("{} {}", locked.name, locked.version);
-            let unpacked = deb::unpack(&read(i)?, &locked.name, &keep)
+            let unpacked = deb::unpack(read(i)?, &locked.name, &keep, &Spool::memory())
                 .map_err(|why| BuildError::Package { package, why })?;
             for (path, node) in unpacked.nodes {
                 tree.put(&path, node);
@@ -147,11 +148,11 @@ fn extract(tree: &Tree, into: &Path) -> Result<(), BuildError> {
         match &node.kind {
             Kind::Directory => fs::create_dir_all(&target).at("making", &target)?,
             Kind::Link(to) => symlink(to, &target).at("linking", &target)?,
-            Kind::File(bytes) => {
+            Kind::File(data) => {
                 let mut options = fs::OpenOptions::new();
                 options.write(true).create_new(true).mode(node.mode & 0o755 | 0o600);
                 let mut file = options.open(&target).at("writing", &target)?;
-                file.write_all(bytes).at("writing", &target)?;
+                data.bytes().and_then(|bytes| file.write_all(&bytes)).at("writing", &target)?;
             }
         }
     }

@@ -5,10 +5,12 @@
 //! a real file system, which also merges `/bin`, `/sbin` and `/lib` into `/usr`.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::{self, Write},
     sync::Arc,
 };
+
+use crate::data::Data;
 
 /// What a path is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,7 +18,7 @@ pub enum Kind {
     /// A directory.
     Directory,
     /// A regular file.
-    File(Arc<[u8]>),
+    File(Data),
     /// A symbolic link and its target.
     Link(String),
 }
@@ -32,7 +34,8 @@ pub struct Node {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Package that it comes from; empty for what the builder made.
+    /// Where it comes from: a package's name, `recipe FILE:LINE`, `program NAME` with the line that names it
+    /// (`program init lab.toml:7`), or empty for what the builder made.
     pub origin: Arc<str>,
 }
 
@@ -52,6 +55,11 @@ impl Default for Tree {
 }
 
 impl Tree {
+    /// Nothing at all; for [`Tree::restore`].
+    pub fn empty() -> Tree {
+        Tree { nodes: BTreeMap::new() }
+    }
+
     /// An empty root with merged /usr.
     pub fn new() -> Tree {
         let mut tree = Tree { nodes: BTreeMap::new() };
@@ -89,7 +97,7 @@ impl Tree {
 
     /// A file that the builder makes, owned by root.
     pub fn file(&mut self, path: &str, mode: u32, content: impl AsRef<[u8]>) {
-        self.put(path, Node::made(Kind::File(content.as_ref().into()), mode));
+        self.put(path, Node::made(Kind::File(Data::new(content.as_ref())), mode));
     }
 
     /// A link that the builder makes, unless something is there.
@@ -122,10 +130,10 @@ impl Tree {
         None
     }
 
-    /// A file's content, with links followed.
-    pub fn content(&self, path: &str) -> Option<&[u8]> {
+    /// A file's content, with links followed; `None` too when it is not at hand.
+    pub fn content(&self, path: &str) -> Option<Arc<[u8]>> {
         match &self.follow(path)?.1.kind {
-            Kind::File(bytes) => Some(bytes),
+            Kind::File(data) => data.bytes().ok(),
             _ => None,
         }
     }
@@ -151,6 +159,11 @@ impl Tree {
         });
     }
 
+    /// Puts a node exactly where it was; the opposite of [`Tree::iter`].
+    pub fn restore(&mut self, path: String, node: Node) {
+        self.nodes.insert(path, node);
+    }
+
     /// All paths, parents before children.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Node)> {
         self.nodes.iter().map(|(path, node)| (path.as_str(), node))
@@ -158,7 +171,7 @@ impl Tree {
 
     /// Bytes of all files.
     pub fn size(&self) -> u64 {
-        self.nodes.values().map(|n| if let Kind::File(b) = &n.kind { b.len() as u64 } else { 0 }).sum()
+        self.nodes.values().map(|n| if let Kind::File(d) = &n.kind { d.size } else { 0 }).sum()
     }
 
     fn parents(&mut self, path: &str) {
@@ -194,6 +207,18 @@ impl Tree {
 
     /// Writes the tree as a tar stream: sorted, all times zero.
     pub fn write_tar(&self, out: impl Write) -> io::Result<()> {
+        self.write_tar_over(None, out)
+    }
+
+    /// Writes what this tree has other than `base`, with all directories on the way there: laid over the base, it
+    /// gives this tree. Nothing of the base is missing here.
+    pub fn write_tar_over(&self, base: Option<&Tree>, out: impl Write) -> io::Result<()> {
+        let changed = |path: &str, node: &Node| base.is_none_or(|b| b.nodes.get(path) != Some(node));
+        let mut wanted: BTreeSet<&str> = BTreeSet::new();
+        for (path, _) in self.nodes.iter().filter(|(path, node)| changed(path, node)) {
+            wanted.extend(path.match_indices('/').map(|(i, _)| &path[..i]));
+            wanted.insert(path);
+        }
         let mut tar = tar::Builder::new(out);
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Directory);
@@ -203,7 +228,7 @@ impl Tree {
         header.set_mtime(0);
         header.set_size(0);
         tar.append_data(&mut header, "./", io::empty())?;
-        for (path, node) in &self.nodes {
+        for (path, node) in wanted.into_iter().filter_map(|path| Some((path, self.nodes.get(path)?))) {
             let mut header = tar::Header::new_gnu();
             header.set_mode(node.mode);
             header.set_uid(node.uid.into());
@@ -215,10 +240,10 @@ impl Tree {
                     header.set_entry_type(tar::EntryType::Directory);
                     tar.append_data(&mut header, format!("{path}/"), io::empty())?;
                 }
-                Kind::File(bytes) => {
+                Kind::File(data) => {
                     header.set_entry_type(tar::EntryType::Regular);
-                    header.set_size(bytes.len() as u64);
-                    tar.append_data(&mut header, path, &bytes[..])?;
+                    header.set_size(data.size);
+                    tar.append_data(&mut header, path, &data.bytes()?[..])?;
                 }
                 Kind::Link(target) => {
                     header.set_entry_type(tar::EntryType::Symlink);
@@ -274,7 +299,7 @@ mod tests {
         tree.file("var/up/b", 0o644, "b");
         let paths: Vec<_> = tree.iter().map(|(p, _)| p).collect();
         assert!(paths.contains(&"usr/bin/sh") && paths.contains(&"run/a") && paths.contains(&"run/lock/b"));
-        assert_eq!(tree.content("/bin/sh"), Some(&b"x"[..]));
+        assert_eq!(tree.content("/bin/sh").as_deref(), Some(&b"x"[..]));
         tree.link("loop", "loop");
         assert!(tree.follow("loop/x").is_none());
     }
@@ -298,7 +323,7 @@ mod tests {
     #[test]
     fn tar_is_deterministic_and_keeps_owners() {
         let mut tree = Tree::new();
-        tree.put("etc/x", Node { uid: 5, gid: 6, ..Node::made(Kind::File(b"hi"[..].into()), 0o640) });
+        tree.put("etc/x", Node { uid: 5, gid: 6, ..Node::made(Kind::File(Data::new(*b"hi")), 0o640) });
         let long = format!("usr/{}/file", "d".repeat(150));
         tree.file(&long, 0o644, "far");
         let write = || {
@@ -316,5 +341,22 @@ mod tests {
             .map(|e| (e.path().unwrap().display().to_string(), e.header().uid().unwrap()))
             .collect();
         assert!(found.contains(&("etc/x".into(), 5)) && found.iter().any(|(p, _)| *p == long));
+    }
+
+    #[test]
+    fn a_layer_has_what_changed_and_the_way_there() {
+        let mut base = Tree::new();
+        base.file("etc/a", 0o644, "a");
+        base.file("etc/b", 0o644, "b");
+        base.directory("srv/deep");
+        let mut tree = base.clone();
+        tree.file("etc/b", 0o600, "b");
+        tree.file("srv/deep/c", 0o644, "c");
+        let mut bytes = vec![];
+        tree.write_tar_over(Some(&base), &mut bytes).unwrap();
+        let mut archive = tar::Archive::new(&bytes[..]);
+        let paths: Vec<_> =
+            archive.entries().unwrap().map(|e| e.unwrap().path().unwrap().display().to_string()).collect();
+        assert_eq!(paths, ["./", "etc/", "etc/b", "srv/", "srv/deep/", "srv/deep/c"]);
     }
 }

@@ -199,12 +199,12 @@ impl World {
 
     /// How to reach the packages.
     pub fn sources(&self) -> Sources {
-        sources(self.directory.path(), &[self.mirror.clone()])
+        sources(self.directory.path(), std::slice::from_ref(&self.mirror))
     }
 
     /// How to build the recipe.
     pub fn options(&self) -> BuildOptions {
-        options(self.directory.path(), &[self.mirror.clone()], None)
+        options(self.directory.path(), std::slice::from_ref(&self.mirror), None)
     }
 }
 
@@ -225,6 +225,7 @@ pub fn options(directory: &Path, mirrors: &[String], locked: Option<PathBuf>) ->
         store: directory.join("store"),
         programs: directory.join("programs"),
         locked,
+        channel: crate::channel::STABLE.to_owned(),
         sources: sources(directory, mirrors),
     }
 }

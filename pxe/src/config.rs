@@ -1,6 +1,11 @@
 //! What the boot plane must be told: where it listens, which addresses it gives, where the files lie.
 
-use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
+use std::{
+    net::Ipv4Addr,
+    path::PathBuf,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 /// Where Debian's package `ipxe` keeps its loaders.
 pub const DEBIAN_LOADERS: &str = "/usr/lib/ipxe";
@@ -142,6 +147,47 @@ impl Config {
     }
 }
 
+/// The settings in force. Who answers a packet looks them up for that packet.
+#[derive(Debug, Clone)]
+pub struct Control(Arc<RwLock<Arc<Config>>>);
+
+/// New settings that can't take the place of the old ones.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("boot plane settings: {}", .0.join("; "))]
+pub struct NotReloaded(pub Vec<String>);
+
+impl Control {
+    pub(crate) fn new(config: Arc<Config>) -> Self {
+        Control(Arc::new(RwLock::new(config)))
+    }
+
+    /// The settings now.
+    pub fn now(&self) -> Arc<Config> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes new settings over. What sockets and transfers hang on can't change while they are open.
+    pub fn reload(&self, new: Config) -> Result<(), NotReloaded> {
+        let (old, mut faults) = (self.now(), new.faults());
+        let fixed = [
+            ("the interface", old.interface != new.interface),
+            ("the server's address", (old.server_address, old.prefix) != (new.server_address, new.prefix)),
+            ("the HTTP port", old.http_port != new.http_port),
+            ("the DHCP mode", old.mode != new.mode),
+            ("the image store", old.store != new.store),
+            ("the state directory", old.state != new.state),
+        ];
+        let changed = fixed.into_iter().filter(|(_, changed)| *changed);
+        faults
+            .extend(changed.map(|(what, _)| format!("{what} changes only when the server is started anew")));
+        if !faults.is_empty() {
+            return Err(NotReloaded(faults));
+        }
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
+        Ok(())
+    }
+}
+
 impl Subnet {
     /// The network mask.
     pub fn mask(&self) -> Ipv4Addr {
@@ -215,6 +261,25 @@ mod tests {
         assert!(faults[1].contains("10.78.0.255"), "{faults:?}");
         bad.mode = Mode::Proxy;
         assert!(bad.faults().is_empty());
+    }
+
+    #[test]
+    fn a_bad_reload_changes_nothing() {
+        let control = Control::new(config().into());
+        let mut new = config();
+        new.pool = ([10, 77, 0, 20].into(), [10, 77, 0, 30].into());
+        new.dns = vec![[9, 9, 9, 9].into()];
+        assert_eq!(control.reload(new.clone()), Ok(()));
+        assert_eq!(*control.now(), new);
+        let mut bad = config();
+        bad.pool = ([10, 77, 0, 200].into(), [10, 77, 0, 100].into());
+        bad.server_address = [10, 77, 0, 2].into();
+        let fault = control.reload(bad).expect_err("two faults").to_string();
+        assert!(
+            fault.contains("the pool ends") && fault.contains("the server's address changes only"),
+            "{fault}"
+        );
+        assert_eq!(*control.now(), new, "the old ones stay");
     }
 
     #[test]

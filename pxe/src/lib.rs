@@ -23,6 +23,7 @@
 
 pub mod config;
 pub mod dhcp;
+pub mod doctor;
 pub mod http;
 mod limit;
 mod plane;
@@ -32,5 +33,5 @@ pub mod store;
 pub mod tftp;
 mod wire;
 
-pub use config::{Config, DEBIAN_LOADERS, Mode, Subnet};
+pub use config::{Config, Control, DEBIAN_LOADERS, Mode, NotReloaded, Subnet};
 pub use plane::{BindError, BootPlane};

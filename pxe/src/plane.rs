@@ -21,10 +21,10 @@ use nix::{
         sockopt::{BindToDevice, Broadcast, Ipv4PacketInfo, ReuseAddr},
     },
 };
-use tokio::net::UdpSocket as AsyncSocket;
+use tokio::{net::UdpSocket as AsyncSocket, sync::oneshot};
 
 use crate::{
-    config::{Config, Mode},
+    config::{Config, Control, Mode},
     dhcp::{
         self,
         lease::Leases,
@@ -98,6 +98,7 @@ pub enum BindError {
 /// DHCP, TFTP and the HTTP routes of one interface.
 pub struct BootPlane {
     config: Arc<Config>,
+    control: Control,
     directory: Arc<dyn Directory>,
     journal: Arc<dyn Journal>,
     interface: u32,
@@ -161,7 +162,9 @@ impl BootPlane {
                 Some(Dhcp { port, boot_server, overheard, solicitations, arp, ledger })
             }
         };
-        Ok(BootPlane { config: Arc::new(config), directory, journal, interface, tftp, reports, dhcp, leases })
+        let config = Arc::new(config);
+        let control = Control::new(config.clone());
+        Ok(BootPlane { config, control, directory, journal, interface, tftp, reports, dhcp, leases })
     }
 
     /// The HTTP routes. They need the peer's address: serve them with
@@ -171,12 +174,26 @@ impl BootPlane {
         http::router(self.config.clone(), self.directory.clone(), self.journal.clone(), leases)
     }
 
+    /// The server for the HTTP port, which sends images without the detour through the router.
+    pub fn http_front(&self) -> http::Front {
+        let leases = self.leases.clone();
+        http::Front::new(self.config.clone(), self.directory.clone(), self.journal.clone(), leases)
+    }
+
+    /// Changes the settings while it runs.
+    pub fn control(&self) -> Control {
+        self.control.clone()
+    }
+
     /// Where the caller should listen for HTTP.
     pub fn http_address(&self) -> SocketAddr {
         (self.config.server_address, self.config.http_port).into()
     }
 
-    /// Answers DHCP and TFTP, and hears reports by datagram, until `shutdown` completes; then open transfers end. Fails when a socket does.
+    /// Answers DHCP and TFTP, and hears reports by datagram, until `shutdown` completes; then open transfers end. Fails when a
+    /// socket does.
+    ///
+    /// DHCP has a thread to itself: a room that wakes at once is answered whatever else the server is busy with.
     pub async fn serve(self, shutdown: impl Future<Output = ()> + Send) -> io::Result<()> {
         let tftp = TftpServer {
             config: self.config.clone(),
@@ -185,33 +202,64 @@ impl BootPlane {
         };
         let tftp_socket = asynchronous(self.tftp)?;
         let reports = http::report::hear_datagrams(asynchronous(self.reports)?, self.journal.clone());
-        let dhcp = async move {
-            let Some(parts) = self.dhcp else { return std::future::pending().await };
-            let sockets = Sockets {
-                dhcp: asynchronous(parts.port)?,
-                boot_server: asynchronous(parts.boot_server)?,
-                overheard: parts.overheard.map(asynchronous).transpose()?,
-                arp: parts.arp.map(|(wire, mac)| io::Result::Ok((AsyncWire::new(wire)?, mac))).transpose()?,
-            };
-            let solicitations = parts.solicitations.map(asynchronous).transpose()?;
-            let (config, directory, journal) = (self.config, self.directory, self.journal);
-            let (leases, ledger) = (self.leases, Arc::new(Mutex::new(parts.ledger)));
-            let listening = directory.clone();
-            let server = DhcpServer { config, directory, journal, leases, ledger, interface: self.interface };
-            let solicitations = async {
-                match solicitations {
-                    Some(socket) => solicitation::run(socket, listening).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::try_join!(server.run(sockets), solicitations).map(drop)
-        };
-        tokio::select! {
-            ended = tftp.run(tftp_socket) => ended,
-            ended = reports => ended,
-            ended = dhcp => ended,
-            () = shutdown => Ok(()),
+        let (config, directory, journal) = (self.control, self.directory, self.journal);
+        let (leases, interface) = (self.leases, self.interface);
+        let (stop, stopped) = oneshot::channel::<()>();
+        let (end, ended) = oneshot::channel();
+        let dhcp = self.dhcp.is_some();
+        if let Some(parts) = self.dhcp {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            std::thread::Builder::new().name("dhcp".to_owned()).spawn(move || {
+                let listening = directory.clone();
+                let ledger = Arc::new(Mutex::new(parts.ledger));
+                let server = DhcpServer { config, directory, journal, leases, ledger, interface };
+                let dhcp = async {
+                    let solicitations = parts.solicitations.map(asynchronous).transpose()?;
+                    let sockets = Sockets {
+                        dhcp: asynchronous(parts.port)?,
+                        boot_server: asynchronous(parts.boot_server)?,
+                        overheard: parts.overheard.map(asynchronous).transpose()?,
+                        arp: parts
+                            .arp
+                            .map(|(wire, mac)| io::Result::Ok((AsyncWire::new(wire)?, mac)))
+                            .transpose()?,
+                    };
+                    let solicitations = async {
+                        match solicitations {
+                            Some(socket) => solicitation::run(socket, listening).await,
+                            None => std::future::pending().await,
+                        }
+                    };
+                    tokio::try_join!(server.run(sockets), solicitations).map(drop)
+                };
+                let result = runtime.block_on(async {
+                    tokio::select! {
+                        result = dhcp => result,
+                        _ = stopped => Ok(()),
+                    }
+                });
+                drop(end.send(result));
+            })?;
         }
+        let tftp = tokio::spawn(tftp.run(tftp_socket));
+        let abort = AbortOnDrop(tftp.abort_handle());
+        let result = tokio::select! {
+            ended = tftp => ended.map_err(io::Error::other)?,
+            ended = reports => ended,
+            ended = ended, if dhcp => ended.unwrap_or_else(|_| Err(io::Error::other("the DHCP thread broke down"))),
+            () = shutdown => Ok(()),
+        };
+        drop((stop, abort));
+        result
+    }
+}
+
+/// A task that ends with whoever waits for it.
+struct AbortOnDrop(tokio::task::AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

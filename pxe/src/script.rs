@@ -89,6 +89,11 @@ pub fn autoexec(base: &str) -> String {
     )
 }
 
+/// For an iPXE that was sent here without its card's address, as by another DHCP server: it asks again with it.
+pub fn introduction(base: &str) -> String {
+    format!("#!ipxe\nchain --replace --autofree {base}{}?mac=${{netX/mac}}\n", paths::IPXE_SCRIPT)
+}
+
 /// Text that iPXE prints as it is: one line, nothing that it expands or takes for an operator.
 fn plain(text: &str) -> String {
     text.chars()
@@ -156,5 +161,8 @@ mod tests {
     fn the_disk_and_the_loader() {
         assert!(script(BASE, MAC, "lab-01", &Script::LocalDisk).contains("sanboot"));
         assert!(autoexec(BASE).contains("ifconf -c dhcp net0"));
+        let wanted =
+            "#!ipxe\nchain --replace --autofree http://10.77.0.1:8080/boot/script.ipxe?mac=${netX/mac}\n";
+        assert_eq!(introduction(BASE), wanted);
     }
 }

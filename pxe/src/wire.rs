@@ -10,6 +10,8 @@ use nix::{
 };
 use tokio::net::UdpSocket as AsyncSocket;
 
+/// Every frame, also those that this machine sends (`ETH_P_ALL`).
+pub(crate) const ALL: u16 = 0x0003;
 /// ARP frames only (`ETH_P_ARP`).
 pub(crate) const ARP: u16 = 0x0806;
 

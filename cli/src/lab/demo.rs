@@ -76,7 +76,7 @@ fn play(arguments: &LabScenario, json: bool) -> Result<Record> {
     let start = Instant::now();
     let recipes =
         ["lab", "guest-desktop", "guest-batch"].map(|name| arguments.recipes.join(format!("{name}.toml")));
-    image::build_all(&recipes, &arguments.store, None, None, &arguments.sources, json)?;
+    image::build_all(&recipes, &arguments.store, &arguments.sources, json)?;
     let images_ms = milliseconds(start);
 
     let start = Instant::now();

@@ -7,8 +7,8 @@ use labshift_model::MacAddr;
 
 use crate::limit::{Limiter, Rate};
 
-/// One card: firmware, loader and init of one boot send a dozen messages; the rest is a program gone wild.
-const CARD: Rate = Rate { burst: 40.0, each_second: 10.0 };
+/// One card: firmware, loader and init of one boot send a dozen messages; far more is a program gone wild.
+const CARD: Rate = Rate { burst: 200.0, each_second: 50.0 };
 /// All unknown cards together: a hall of visitors' laptops, but not a program that invents a card for each message.
 const STRANGERS: Rate = Rate { burst: 512.0, each_second: 32.0 };
 /// How often a flood is worth a line in the log.

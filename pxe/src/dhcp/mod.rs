@@ -12,6 +12,7 @@
 pub mod answer;
 pub mod boot;
 pub mod client;
+pub mod elsewhere;
 mod flood;
 pub mod lease;
 pub mod ledger;

@@ -30,7 +30,7 @@ use super::{
     sender::{Outgoing, Sender},
 };
 use crate::{
-    config::{Config, Mode},
+    config::{Control, Mode},
     wire::AsyncWire,
 };
 
@@ -62,7 +62,7 @@ pub(crate) struct Sockets {
 /// The DHCP server's task.
 pub(crate) struct Server {
     /// Settings.
-    pub config: Arc<Config>,
+    pub config: Control,
     /// Who machines are.
     pub directory: Arc<dyn Directory>,
     /// Who hears of what happened.
@@ -96,9 +96,9 @@ impl Server {
             dhcp,
             boot_server,
             neighbours,
-            from: self.config.server_address,
+            from: self.config.now().server_address,
             interface: self.interface,
-            delay: self.config.reply_delay,
+            delay: self.config.now().reply_delay,
         });
         let mut memory =
             Memory { gate: Gate::new(), rogues: Rogues::default(), probes: Probes::default(), arp };
@@ -126,8 +126,7 @@ impl Server {
                 }
             }
             for (packet, _) in overheard.as_ref().map(drain).unwrap_or_default() {
-                if let Some(address) = overheard_server(&packet).filter(|a| *a != self.config.server_address)
-                {
+                if let Some(address) = overheard_server(&packet).filter(|a| *a != sender.from) {
                     self.tell(BootPlaneEvent::RogueServer { address }, &mut memory.rogues);
                 }
             }
@@ -147,11 +146,12 @@ impl Server {
         memory: &mut Memory,
         out: &mut Vec<Outgoing>,
     ) {
+        let config = self.config.now();
         let Answer { replies, mut events, unproven, firmware } = answer(
             &packet,
             source,
             port,
-            &self.config,
+            &config,
             &mut now(&self.leases),
             &*self.directory,
             Timestamp::now(),
@@ -165,7 +165,7 @@ impl Server {
                 packet.get(28..34).and_then(|bytes| bytes.try_into().ok()).map_or(MacAddr([0; 6]), MacAddr);
             let packet = packet.clone();
             let offer = Offer { address, mac, packet, source, reply, event: events.pop(), firmware };
-            match memory.probes.hold(offer, self.config.probe, Instant::now()) {
+            match memory.probes.hold(offer, config.probe, Instant::now()) {
                 Ok(true) => ask(wire, *card, address),
                 Ok(false) => {}
                 Err(offer) => {
@@ -205,12 +205,13 @@ impl Server {
     fn tell(&self, event: BootPlaneEvent, rogues: &mut Rogues) {
         if let BootPlaneEvent::RogueServer { address } = event {
             // Beside a proxy there is another server: the one that gives the addresses.
-            if self.config.mode != Mode::Authoritative || !rogues.is_news(address, Timestamp::now()) {
+            let config = self.config.now();
+            if config.mode != Mode::Authoritative || !rogues.is_news(address, Timestamp::now()) {
                 return;
             }
             tracing::warn!(
                 "{address} is another DHCP server on {}: machines may boot from it",
-                self.config.interface
+                config.interface
             );
         }
         self.journal.record(event);

@@ -16,19 +16,25 @@ use serde::Deserialize;
 
 use super::{Context, owner, sentence};
 use crate::{
-    script::{Script, script},
+    script::{Script, introduction, script},
     store,
 };
 
 /// `?mac=..`; init adds the machine's UUID, which is no key: several machines can share one.
 #[derive(Deserialize)]
 pub(super) struct Asker {
-    mac: String,
+    mac: Option<String>,
 }
 
 impl Asker {
     fn mac(&self) -> Result<MacAddr, Box<Response>> {
-        self.mac.parse().map_err(|e: labshift_model::mac::BadMac| {
+        let Some(mac) = &self.mac else {
+            return Err(Box::new(sentence(
+                StatusCode::BAD_REQUEST,
+                "name the machine: ?mac=52:54:00:00:00:01",
+            )));
+        };
+        mac.parse().map_err(|e: labshift_model::mac::BadMac| {
             Box::new(sentence(StatusCode::BAD_REQUEST, e.to_string()))
         })
     }
@@ -36,6 +42,10 @@ impl Asker {
 
 /// iPXE's script. A machine that is known gets one that never ends in a prompt, whatever is wrong.
 pub(super) async fn ipxe_script(State(context): State<Context>, Query(asker): Query<Asker>) -> Response {
+    let base = context.config.base_url();
+    if asker.mac.is_none() {
+        return text(introduction(&base));
+    }
     let mac = match asker.mac() {
         Ok(mac) => mac,
         Err(refused) => return *refused,
@@ -44,9 +54,8 @@ pub(super) async fn ipxe_script(State(context): State<Context>, Query(asker): Qu
     let (Some(machine), choice) = (machine, context.directory.boot(mac)) else {
         return sentence(StatusCode::NOT_FOUND, format!("no machine in site.toml has MAC address {mac}"));
     };
-    let base = context.config.base_url();
     let say = |what: &Script<'_>| script(&base, mac, &machine.name, what);
-    let text = match choice {
+    text(match choice {
         BootChoice::Ignore => {
             return sentence(
                 StatusCode::NOT_FOUND,
@@ -68,8 +77,11 @@ pub(super) async fn ipxe_script(State(context): State<Context>, Query(asker): Qu
                 }
             }
         }
-    };
-    ([(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::CACHE_CONTROL, "no-store")], text)
+    })
+}
+
+fn text(script: String) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::CACHE_CONTROL, "no-store")], script)
         .into_response()
 }
 

@@ -4,9 +4,11 @@
 
 mod answer;
 mod file;
+mod front;
 mod owner;
 mod range;
 pub(crate) mod report;
+mod request;
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -22,6 +24,7 @@ use labshift_model::{
     paths,
 };
 
+pub use self::front::Front;
 use crate::{
     config::Config,
     dhcp::socket::Table,
@@ -56,14 +59,28 @@ pub fn router(
     journal: Arc<dyn Journal>,
     leases: Table,
 ) -> Router {
-    let limiter = Arc::new(write_limiter());
-    let context = Context { config, directory, journal, leases, limiter };
-    Router::new()
-        .route(paths::IPXE_SCRIPT, get(answer::ipxe_script))
-        .route(paths::BOOT_ANSWER, get(answer::boot_answer))
-        .route(paths::BOOT_REPORT, post(report::boot_report).layer(DefaultBodyLimit::max(MAX_REPORT)))
-        .route(&format!("{}/{{name}}/{{generation}}/{{file}}", paths::IMAGES), get(file::image))
-        .with_state(context)
+    Context::new(config, directory, journal, leases).routes()
+}
+
+impl Context {
+    pub(crate) fn new(
+        config: Arc<Config>,
+        directory: Arc<dyn Directory>,
+        journal: Arc<dyn Journal>,
+        leases: Table,
+    ) -> Self {
+        let limiter = Arc::new(write_limiter());
+        Context { config, directory, journal, leases, limiter }
+    }
+
+    fn routes(self) -> Router {
+        Router::new()
+            .route(paths::IPXE_SCRIPT, get(answer::ipxe_script))
+            .route(paths::BOOT_ANSWER, get(answer::boot_answer))
+            .route(paths::BOOT_REPORT, post(report::boot_report).layer(DefaultBodyLimit::max(MAX_REPORT)))
+            .route(&format!("{}/{{name}}/{{generation}}/{{file}}", paths::IMAGES), get(file::image))
+            .with_state(self)
+    }
 }
 
 /// A sentence as the whole answer.

@@ -13,7 +13,7 @@ use labshift_model::boot::{BootAnswer, BootPlaneEvent};
 use labshift_pxe::{
     Config,
     dhcp::socket::{Table, now},
-    http::router,
+    http::{Front, router},
 };
 use reqwest::{Client, StatusCode, header};
 use tokio::{
@@ -46,11 +46,12 @@ async fn start() -> Running {
         (Notes::default(), Site { generation: generation.clone(), arguments: "debug".into() });
     let table = Table::default();
     now(&table).bind(FIXED, Ipv4Addr::LOCALHOST, 3600, Timestamp::now());
-    let routes = router(Arc::new(config), Arc::new(site), Arc::new(notes.clone()), table.clone());
+    let (config, site, journal) = (Arc::new(config), Arc::new(site), Arc::new(notes.clone()));
+    let front = Front::new(config.clone(), site.clone(), journal.clone(), table.clone());
+    let routes = router(config, site, journal, table.clone());
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
-    let service = routes.into_make_service_with_connect_info::<SocketAddr>();
-    tokio::spawn(async move { axum::serve(listener, service).await });
+    tokio::spawn(front.serve(listener, routes));
     Running { address, base: format!("http://{address}"), notes, generation, content, table, _store: store }
 }
 
@@ -212,7 +213,9 @@ async fn scripts_by_machine() {
     assert_eq!(script(GUEST).await.0, StatusCode::NOT_FOUND);
     assert_eq!(script(STRANGER).await.0, StatusCode::NOT_FOUND);
     assert_eq!(running.text("/boot/script.ipxe?mac=nonsense").await.0, StatusCode::BAD_REQUEST);
-    assert_eq!(running.text("/boot/script.ipxe").await.0, StatusCode::BAD_REQUEST);
+    let (status, text) = running.text("/boot/script.ipxe").await;
+    assert!(status == StatusCode::OK && text.contains("script.ipxe?mac=${netX/mac}"), "{text}");
+    assert_eq!(running.text("/v1/boot/answer").await.0, StatusCode::BAD_REQUEST);
 }
 
 #[tokio::test]

@@ -1,0 +1,97 @@
+//! From a recipe to a lock: signed lists are fetched, packages chosen.
+
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use crate::{
+    apt::{self, Mirrors},
+    archive,
+    build::Sources,
+    cache::Cache,
+    error::{At, BuildError},
+    lock::{self, Lock, Locked},
+    progress::{Progress, Stage},
+    recipe_file::Loaded,
+    resolve::resolve,
+    scratch, tools,
+};
+
+/// The packages that a recipe names, with its kernel; and those that it leaves out.
+pub fn wanted(loaded: &Loaded, kernel: &str) -> (Vec<String>, Vec<String>) {
+    let mut wanted = loaded.recipe.packages.clone();
+    wanted.push(kernel.to_owned());
+    let mut leave_out = loaded.recipe.leave_out.clone();
+    // Of the kernel's package we take image and modules; what makes an initramfs or links is ours.
+    leave_out.extend(["kmod", "linux-base", "initramfs-tools"].map(String::from));
+    leave_out.retain(|l| !wanted.contains(l));
+    (wanted, leave_out)
+}
+
+/// Opens the download cache, with the proxy that this machine's apt uses.
+pub fn open_cache(sources: &Sources) -> Result<Cache, BuildError> {
+    Cache::open(&sources.cache, apt::proxy_of_machine(&sources.apt).as_deref())
+}
+
+/// Reads a lock and checks that it is this recipe's.
+pub fn read_lock(path: &Path, loaded: &Loaded, (image, kernel): (&str, &str)) -> Result<Lock, BuildError> {
+    let (wanted, leave_out) = wanted(loaded, kernel);
+    let bad = |reason| BuildError::Lock { path: path.to_owned(), reason };
+    let lock = Lock::from_bytes(&std::fs::read(path).at("reading", path)?).map_err(bad)?;
+    lock.fits(image, &wanted, &leave_out).map_err(bad)?;
+    Ok(lock)
+}
+
+/// Chooses packages from what the mirrors offer now. The same lists give the same lock: it is kept under their hashes.
+pub fn choose(
+    loaded: &Loaded,
+    sources: &Sources,
+    cache: &Cache,
+    (image, kernel): (&str, &str),
+    progress: &dyn Progress,
+) -> Result<Lock, BuildError> {
+    let recipe = &loaded.recipe;
+    let (wanted, leave_out) = wanted(loaded, kernel);
+    let mirrors = match (&sources.mirrors[..], &recipe.mirrors[..]) {
+        ([], []) => Mirrors::of_machine(&sources.apt),
+        ([], named) | (named, _) => Mirrors::named(named),
+    };
+    if mirrors.main.is_empty() {
+        return Err(BuildError::NoMirror { looked: sources.apt.display().to_string() });
+    }
+    let keyring = sources.keyring.clone().or_else(|| recipe.keyring.as_ref().map(PathBuf::from));
+    let ring = archive::key_ring(keyring.as_deref())?;
+    let main = vec!["main".to_owned()];
+    let components = if recipe.components.is_empty() { &main } else { &recipe.components };
+    let lists = archive::Wanted {
+        mirrors: &mirrors,
+        suite: recipe.suite(),
+        components,
+        ring: &ring,
+        now: sources.now,
+    };
+    let found = archive::lists(cache, &lists, progress)?;
+
+    let question = format!(
+        "{} {:?}",
+        crate::layer::this_program(),
+        (image, &wanted, &leave_out, &found.archives, &found.hashes)
+    );
+    let kept = cache.directory().join("locks").join(&hex::encode(Sha256::digest(question))[..32]);
+    if let Some(lock) = std::fs::read(&kept).ok().and_then(|bytes| Lock::from_bytes(&bytes).ok()) {
+        return Ok(lock);
+    }
+    let index = found.read(cache)?;
+    progress.stage(Stage::Resolve, &format!("{} packages named", wanted.len()));
+    let resolve = |wanted: &[String], leave_out: &[String]| {
+        let chosen = resolve(&index, wanted, leave_out)
+            .map_err(|why| BuildError::Unresolvable { recipe: loaded.path.clone(), why })?;
+        Ok::<_, BuildError>(chosen.iter().map(Locked::of).collect())
+    };
+    let packages = resolve(&wanted, &leave_out)?;
+    let tools = resolve(&tools::PACKAGES.map(String::from), &[])?;
+    let (schema, image) = (lock::SCHEMA, image.to_owned());
+    let lock = Lock { schema, image, wanted, leave_out, archives: found.archives, packages, tools };
+    scratch::write_whole(&kept, &lock.to_bytes(), 0o644, false).at("writing", &kept)?;
+    Ok(lock)
+}

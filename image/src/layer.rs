@@ -1,0 +1,245 @@
+//! What packages and kernel give an image, packed once and kept in the cache.
+//!
+//! ```text
+//! CACHE/layers/KEY/base.erofs      the packed tree
+//!                  layer.json      its paths, and what is still to be known of it
+//!                  vmlinuz         the kernel
+//!                  modules.cpio    modules of the initramfs
+//!                  initrd-HASH     the initramfs with an init and keys of this hash
+//! ```
+//!
+//! The key covers everything that the layer is made of, this program included: a layer is never wrong, only unused.
+//! Nothing of it shows in an image that would not be the same without it.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use nix::sys::{stat::futimens, time::TimeSpec};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    cache::Cache,
+    contents::{self, Entry},
+    data::Spool,
+    deb::Unpacked,
+    elf,
+    error::{At, BuildError},
+    fetch, initramfs,
+    kernel::{BadKernel, Kernel},
+    lock::Lock,
+    pack,
+    progress::{Progress, Stage},
+    recipe_file::Loaded,
+    root::Building,
+    scratch::{self, Scratch},
+    tools::Tools,
+    tree::Tree,
+};
+
+/// Layers that are kept; the one that was not used for longest goes first.
+const KEPT: usize = 12;
+
+const BASE: &str = "base.erofs";
+const DESCRIPTION: &str = "layer.json";
+const KERNEL: &str = "vmlinuz";
+const MODULES: &str = "modules.cpio";
+
+/// A packed layer.
+pub struct Layer {
+    directory: PathBuf,
+    /// Of a layer that nobody else is to use.
+    _scratch: Option<Scratch>,
+    /// Its tree; contents are not at hand.
+    pub tree: Tree,
+    /// What else is known of it.
+    pub known: Known,
+}
+
+/// What is to be known of a layer after it was packed.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Known {
+    /// `uname -r`.
+    pub kernel_release: String,
+    /// What packages declare for systemd-sysusers, by file name.
+    pub sysusers: BTreeMap<String, String>,
+    /// Files that are read later.
+    pub texts: BTreeMap<String, String>,
+    /// Libraries that programs ask for.
+    pub needs: BTreeMap<String, Vec<String>>,
+    /// What an admin should know.
+    pub warnings: Vec<String>,
+    /// The tree.
+    files: Vec<Entry>,
+}
+
+/// What identifies this very program: layers and records of another one are not used.
+pub fn this_program() -> String {
+    let meta = std::env::current_exe().and_then(fs::metadata);
+    meta.map(|m| format!("{} {:?}", m.len(), m.modified().ok())).unwrap_or_default()
+}
+
+fn key(loaded: &Loaded, kernel: &str, lock: &Lock) -> String {
+    let r = &loaded.recipe;
+    let parts = (&r.prune, &r.strict, &r.initrd_modules, &r.root_modules, &r.keep_modules, kernel);
+    let text = format!("{} {} {parts:?}", this_program(), lock.digest());
+    hex::encode(Sha256::digest(text))[..32].to_owned()
+}
+
+impl Layer {
+    /// The layer of a recipe and a lock, from the cache or made now; a `fresh` one is made in any case, and not kept.
+    pub fn of(
+        loaded: &Loaded,
+        kernel: &str,
+        lock: &Lock,
+        cache: &Cache,
+        tools: &Tools,
+        fresh: bool,
+        progress: &dyn Progress,
+    ) -> Result<Layer, BuildError> {
+        let unreadable = |path: &Path| BuildError::Io {
+            doing: "reading",
+            path: path.to_owned(),
+            why: std::io::Error::other("the layer that was just written can't be read"),
+        };
+        if fresh {
+            let work = cache.scratch("layer")?;
+            make(loaded, kernel, lock, cache, tools, work.path(), progress)?;
+            let layer = Layer::open(work.path()).ok_or_else(|| unreadable(work.path()))?;
+            return Ok(Layer { _scratch: Some(work), ..layer });
+        }
+        let directory = cache.directory().join("layers").join(key(loaded, kernel, lock));
+        if let Some(layer) = Layer::open(&directory) {
+            // The time of its last use decides which layers stay.
+            let now = TimeSpec::UTIME_NOW;
+            let _ = fs::File::open(&directory).map(|d| futimens(&d, &now, &now));
+            return Ok(layer);
+        }
+        let work = cache.scratch("layer")?;
+        make(loaded, kernel, lock, cache, tools, work.path(), progress)?;
+        match fs::rename(work.path(), &directory) {
+            // Another build was faster, or a damaged layer is in the way.
+            Err(_) if Layer::open(&directory).is_some() => {}
+            Err(_) if directory.exists() => {
+                fs::remove_dir_all(&directory).at("removing the damaged", &directory)?;
+                fs::rename(work.path(), &directory).at("moving a layer to", &directory)?;
+            }
+            moved => moved.at("moving a layer to", &directory)?,
+        }
+        forget(&cache.directory().join("layers"));
+        Layer::open(&directory).ok_or_else(|| unreadable(&directory))
+    }
+
+    fn open(directory: &Path) -> Option<Layer> {
+        let text = fs::read(directory.join(DESCRIPTION)).ok()?;
+        let mut known: Known = serde_json::from_slice(&text).ok()?;
+        let mut tree = Tree::empty();
+        for entry in std::mem::take(&mut known.files) {
+            let node = entry.node()?;
+            tree.restore(entry.path, node);
+        }
+        let layer = Layer { directory: directory.to_owned(), _scratch: None, tree, known };
+        [BASE, KERNEL, MODULES].iter().all(|f| directory.join(f).is_file()).then_some(layer)
+    }
+
+    /// The packed tree.
+    pub fn base(&self) -> PathBuf {
+        self.directory.join(BASE)
+    }
+
+    /// The kernel's boot image.
+    pub fn kernel(&self) -> Result<Vec<u8>, BuildError> {
+        let path = self.directory.join(KERNEL);
+        fs::read(&path).at("reading", &path)
+    }
+
+    /// The initramfs with this init and these keys.
+    pub fn initrd(&self, init: &[u8], trusted_keys: &str) -> Result<Vec<u8>, BuildError> {
+        let frame = initramfs::frame(init, trusted_keys);
+        let path = self.directory.join(format!("initrd-{}", &hex::encode(Sha256::digest(&frame))[..32]));
+        if let Ok(bytes) = fs::read(&path) {
+            return Ok(bytes);
+        }
+        let modules = self.directory.join(MODULES);
+        let modules = fs::read(&modules).at("reading", &modules)?;
+        let bytes = initramfs::pack(&[&frame, &modules]).at("packing", &path)?;
+        scratch::write_whole(&path, &bytes, 0o644, false).at("writing", &path)?;
+        Ok(bytes)
+    }
+}
+
+fn make(
+    loaded: &Loaded,
+    package: &str,
+    lock: &Lock,
+    cache: &Cache,
+    tools: &Tools,
+    directory: &Path,
+    progress: &dyn Progress,
+) -> Result<(), BuildError> {
+    let spool = Spool::on_disk_of(directory).at("making a file in", directory)?;
+    let recipe = &loaded.recipe;
+    let is_kernel = |name: &str| name.starts_with("linux-image-");
+    let unpacked = fetch::unpack_all(
+        cache,
+        lock,
+        &|locked, path| is_kernel(&locked.name) || Building::keeps(recipe, path),
+        &spool,
+        progress,
+    )?;
+    progress.stage(Stage::Kernel, package);
+    let bad = |why: BadKernel| BuildError::Kernel { package: package.to_owned(), why };
+    let mut kernel = find_kernel(&unpacked).map_err(bad)?;
+    let early = kernel.select(&recipe.initrd_modules, &spool).map_err(bad)?;
+    let late: Vec<String> = recipe.root_modules.iter().chain(&recipe.keep_modules).cloned().collect();
+    let late = kernel.select(&late, &spool).map_err(bad)?;
+
+    let mut root = Building::new(loaded);
+    for (locked, package) in lock.packages.iter().zip(unpacked) {
+        if !is_kernel(&locked.name) {
+            root.add(&locked.name, package);
+        }
+    }
+    root.modules(&kernel, &late);
+    root.seal();
+    if !root.problems.is_empty() {
+        let image = recipe.name.clone().unwrap_or_default();
+        return Err(BuildError::Root { image, problems: root.problems });
+    }
+    progress.stage(Stage::Root, &format!("{} MiB", root.tree.size() >> 20));
+    pack::base(tools, &root.tree, &lock.digest(), &directory.join(BASE))?;
+    let write =
+        |name: &str, bytes: &[u8]| fs::write(directory.join(name), bytes).at("writing", directory.join(name));
+    write(KERNEL, &kernel.image)?;
+    write(MODULES, &initramfs::modules(&kernel, &early).at("packing", directory.join(MODULES))?)?;
+    let known = Known {
+        kernel_release: kernel.release,
+        needs: elf::needs(&root.tree),
+        sysusers: root.sysusers,
+        texts: root.texts,
+        warnings: root.warnings,
+        files: contents::entries(&root.tree),
+    };
+    write(DESCRIPTION, &serde_json::to_vec(&known).unwrap_or_default())
+}
+
+fn find_kernel(unpacked: &[Unpacked]) -> Result<Kernel, BadKernel> {
+    let with_image =
+        unpacked.iter().find(|p| p.nodes.iter().any(|(path, _)| path.starts_with("boot/vmlinuz-")));
+    Kernel::of_package(with_image.map_or(&[][..], |p| &p.nodes))
+}
+
+/// Removes the layers that were not used for longest.
+fn forget(place: &Path) {
+    let Ok(entries) = fs::read_dir(place) else { return };
+    let mut layers: Vec<_> =
+        entries.flatten().filter_map(|e| Some((e.metadata().ok()?.modified().ok()?, e.path()))).collect();
+    layers.sort();
+    for (_, path) in layers.iter().rev().skip(KEPT) {
+        let _ = fs::remove_dir_all(path);
+    }
+}
