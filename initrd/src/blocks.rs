@@ -16,12 +16,12 @@ use std::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::{
     fetch::{FetchError, Source},
-    verity::{BLOCK, Leaves, Shape},
+    verity::{BLOCK, Leaves, Mismatch, Shape},
 };
 
 /// Bytes that are fetched and kept together.
@@ -32,6 +32,8 @@ const USUAL: u64 = 4;
 const AHEAD: u64 = 16;
 /// Chunks kept in memory under [`Policy::Lazy`].
 const FEW: usize = 64;
+/// How long a wrong chunk is not asked for again.
+const WRONG: Duration = Duration::from_secs(10);
 /// Chunks fetched by one request in the background.
 const BACKGROUND: u64 = 16;
 
@@ -59,6 +61,8 @@ struct Store {
     /// Oldest first, under [`Policy::Lazy`].
     age: VecDeque<u64>,
     under_way: HashSet<u64>,
+    /// Chunks that were wrong, and when: a reader that insists is answered at once for a while.
+    wrong: HashMap<u64, Instant>,
     /// The chunk behind the last one that was asked for: the next read there is a row.
     expected: u64,
     /// The first thing that went wrong for good.
@@ -160,6 +164,9 @@ impl Blocks {
             if let Some(chunk) = store.chunks.get(&number) {
                 return Ok(chunk.clone());
             }
+            if store.wrong.get(&number).is_some_and(|since| since.elapsed() < WRONG) {
+                return Err(Missing);
+            }
             if !store.under_way.contains(&number) {
                 break;
             }
@@ -194,6 +201,9 @@ impl Blocks {
             store.under_way.remove(&number);
         }
         let done = brought.map_err(|why| {
+            if let FetchError::Mismatch(Mismatch::Data { block, .. }) = &why {
+                store.wrong.insert(block * BLOCK as u64 / CHUNK, Instant::now());
+            }
             store.fault.get_or_insert(why);
             Missing
         });

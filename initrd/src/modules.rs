@@ -274,7 +274,10 @@ impl Loader {
 
 fn load_file(path: &Path) -> std::io::Result<()> {
     let file = File::open(path)?;
-    match sys::load_module(&file, is_compressed(path)) {
+    // One device, and nobody looks for partitions on it.
+    let is_nbd = name_of(&path.to_string_lossy()) == "nbd";
+    let parameters = if is_nbd { c"nbds_max=1 max_part=0" } else { c"" };
+    match sys::load_module(&file, is_compressed(path), parameters) {
         // Somebody else was faster.
         Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(()),
         other => other,

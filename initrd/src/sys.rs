@@ -3,6 +3,7 @@
 #![allow(unsafe_code)] // ioctl and finit_module take raw pointers; pre_exec runs in a forked child.
 
 use std::{
+    ffi::CStr,
     fs::{File, OpenOptions},
     io,
     os::{
@@ -39,12 +40,12 @@ pub fn set_realtime_ms(ms: i64) -> io::Result<()> {
     Ok(clock_settime(ClockId::CLOCK_REALTIME, time)?)
 }
 
-/// `finit_module(2)` without parameters.
-pub fn load_module(file: &File, compressed: bool) -> io::Result<()> {
+/// `finit_module(2)`.
+pub fn load_module(file: &File, compressed: bool, parameters: &CStr) -> io::Result<()> {
     const MODULE_INIT_COMPRESSED_FILE: libc::c_int = 4;
     let flags = if compressed { MODULE_INIT_COMPRESSED_FILE } else { 0 };
-    // SAFETY: the descriptor is open for the call, the parameter string is a constant.
-    let rc = unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), flags) };
+    // SAFETY: descriptor and parameter string live through the call.
+    let rc = unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), parameters.as_ptr(), flags) };
     Errno::result(rc)?;
     Ok(())
 }

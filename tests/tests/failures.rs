@@ -143,10 +143,13 @@ fn a_flipped_byte_of_the_root() {
 fn a_flipped_byte_of_a_root_that_comes_as_it_is_read() {
     let answer = answer(|_| ());
     let server = server(Behaviour { answer: Some(Ok(answer)), flip: Some(3_000), ..Default::default() });
-    let arguments = format!("{} labshift.policy=lazy", arguments(&server));
+    let arguments = format!("labshift.server={} labshift.retry=2 labshift.policy=lazy", server.url());
     let machine = Bare::start("flipped-lazy", Setup { arguments, ..Setup::default() });
     page(&machine, "ROOT-HASH", "image lab generation ", "The image in the store is damaged");
     assert!(server.failure().sentence.contains("block 0 of"));
+    // The next attempt finds the devices as the first one did.
+    let serial = machine.says("Failure 3 of 12");
+    assert_eq!(serial.matches("failed: ROOT-HASH image lab").count(), 2, "{serial}");
 }
 
 /// A root that comes as it is read: the server dies while programs start, and they go on when it is back; in the end everything is
