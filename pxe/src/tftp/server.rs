@@ -24,7 +24,7 @@ use super::{
     source::Source,
     transfer::{End, Transfer},
 };
-use crate::{config::Config, script::autoexec, store, workers::Workers};
+use crate::{config::Config, script::autoexec, store};
 
 /// Transfers at a time; a client beyond them asks again.
 const MOST: usize = 1024;
@@ -54,7 +54,6 @@ impl Server {
     /// Serves until the future is dropped; then all transfers end too. Returns only when the socket fails for good.
     pub async fn run(self, socket: UdpSocket) -> io::Result<()> {
         let server = Arc::new(self);
-        let workers = Workers::start("tftp")?;
         let mut tasks = JoinSet::new();
         let mut active: HashMap<SocketAddrV4, Active> = HashMap::new();
         let mut buffer = [0; 2048];
@@ -94,7 +93,7 @@ impl Server {
             }
             let over = Arc::new(AtomicBool::new(false));
             let task = server.clone().serve(client, request.clone(), over.clone());
-            let task = tasks.spawn_on(task, workers.next());
+            let task = tasks.spawn(task);
             active.insert(client, Active { request, since: Instant::now(), task, over });
         }
     }
