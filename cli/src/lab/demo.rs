@@ -128,7 +128,7 @@ fn clear(output: &Path) -> Result<()> {
         Ok(false) => {
             ensure!(
                 output.join(MARK).exists(),
-                "{} holds files that no demo has made; choose another --output",
+                "{} holds files that no demo has made; remove it, or choose another --output",
                 output.display()
             );
             fs::remove_dir_all(output).with_context(clearing)?;
