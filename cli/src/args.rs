@@ -333,6 +333,10 @@ pub struct LabUp {
     /// This process is the lab's first one.
     #[arg(long, hide = true)]
     pub inside: bool,
+
+    /// The process that started this one and must outlive it: a demo that is killed takes its lab along.
+    #[arg(long, hide = true)]
+    pub end_with: Option<i32>,
 }
 
 /// `lab demo` and `lab bench`.

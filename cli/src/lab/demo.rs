@@ -163,6 +163,7 @@ impl Running {
                 "ws2=uefi",
             ])
             .args(["--dashboard", &arguments.dashboard.to_string()])
+            .args(["--end-with", &std::process::id().to_string()])
             .arg("--site")
             .arg(site)
             .arg("--store")

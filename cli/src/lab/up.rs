@@ -15,8 +15,11 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use labshift_lab::{Firmware, Hardware, LabClient, Plan, SERVER_INTERFACE, namespace};
 use nix::{
-    sys::signal::{SigSet, Signal, kill},
-    unistd::Pid,
+    sys::{
+        prctl,
+        signal::{SigSet, Signal, kill},
+    },
+    unistd::{Pid, getppid},
 };
 
 use super::firmware;
@@ -38,6 +41,10 @@ pub fn run(arguments: LabUp) -> Result<()> {
 }
 
 fn outside(arguments: &LabUp) -> Result<()> {
+    if let Some(parent) = arguments.end_with {
+        prctl::set_pdeathsig(Signal::SIGTERM).context("asking to end with the demo")?;
+        ensure!(getppid() == Pid::from_raw(parent), "the demo has ended already");
+    }
     // Mistakes are told before anything is made.
     let site = site::read(&arguments.site)?;
     let firmware = firmware(&arguments.firmware)?;
