@@ -196,7 +196,7 @@ pub fn page_letters() -> Letters {
 }
 
 /// Processes that a process has started, and those that they have: id and command.
-fn descendants(ancestor: u32) -> Vec<(u32, String)> {
+pub fn descendants(ancestor: u32) -> Vec<(u32, String)> {
     let mut parents = vec![];
     for entry in fs::read_dir("/proc").expect("reading /proc").flatten() {
         let Ok(id) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };

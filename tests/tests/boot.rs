@@ -2,12 +2,15 @@
 
 use std::{
     fs::{self, OpenOptions},
+    io::{BufRead, BufReader},
     os::unix::fs::FileExt,
     path::Path,
-    process::Command,
+    process::{Command, Stdio},
 };
 
-use labshift_tests::{TestLab, page_letters, root, store, text_screen_letters, wait_for_end_of};
+use labshift_tests::{
+    TestLab, descendants, labshift, page_letters, root, store, text_screen_letters, wait_for_end_of,
+};
 
 const SITE: &str = include_str!("../../cli/src/lab/site.toml");
 const MORNING: &str = "manual:2026-11-23T07:40:00";
@@ -65,6 +68,31 @@ fn a_flipped_byte_is_refused_by_name() {
         let picture = lab.reads(name, &format!("{name}-refused"), &letters, &texts);
         assert!(picture.find("ROOT-HUSH", &letters).is_none(), "the reader finds what is not there");
     }
+}
+
+/// A demo that is ended from outside, not by Ctrl-C in its terminal, takes its lab along.
+#[test]
+fn an_ended_demo_leaves_nothing() {
+    let output = root().join("target/test-lab/ended");
+    drop(fs::remove_dir_all(&output));
+    let mut demo = Command::new(labshift())
+        .args(["lab", "demo", "--dashboard", "127.0.0.1:0", "--recipes"])
+        .arg(root().join("recipes"))
+        .arg("--store")
+        .arg(store())
+        .arg("--output")
+        .arg(&output)
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("starting labshift lab demo");
+    let lines = BufReader::new(demo.stdout.take().expect("its output")).lines();
+    let up = lines.map_while(Result::ok).any(|line| line.contains("lab is up"));
+    assert!(up, "the demo did not bring its lab up");
+    let processes = descendants(demo.id());
+    assert!(processes.len() >= 3, "{processes:?}");
+    demo.kill().expect("ending the demo");
+    demo.wait().expect("waiting for its end");
+    processes.iter().for_each(|(id, _)| wait_for_end_of(*id));
 }
 
 /// Whatever ends a lab, nothing of it stays, and the next one finds its place free.
