@@ -195,6 +195,15 @@ pub fn page_letters() -> Letters {
     })
 }
 
+/// `labshift lab demo` into a directory that is cleared first, not started yet.
+pub fn demo(output: &Path) -> Command {
+    drop(fs::remove_dir_all(output));
+    let mut command = Command::new(labshift());
+    command.args(["lab", "demo", "--dashboard", "127.0.0.1:0", "--recipes"]).arg(root().join("recipes"));
+    command.arg("--store").arg(store()).arg("--output").arg(output);
+    command
+}
+
 /// Processes that a process has started, and those that they have: id and command.
 pub fn descendants(ancestor: u32) -> Vec<(u32, String)> {
     let mut parents = vec![];

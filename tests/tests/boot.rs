@@ -8,9 +8,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use labshift_tests::{
-    TestLab, descendants, labshift, page_letters, root, store, text_screen_letters, wait_for_end_of,
-};
+use labshift_tests::{TestLab, descendants, page_letters, root, store, text_screen_letters, wait_for_end_of};
 
 const SITE: &str = include_str!("../../cli/src/lab/site.toml");
 const MORNING: &str = "manual:2026-11-23T07:40:00";
@@ -74,17 +72,8 @@ fn a_flipped_byte_is_refused_by_name() {
 #[test]
 fn an_ended_demo_leaves_nothing() {
     let output = root().join("target/test-lab/ended");
-    drop(fs::remove_dir_all(&output));
-    let mut demo = Command::new(labshift())
-        .args(["lab", "demo", "--dashboard", "127.0.0.1:0", "--recipes"])
-        .arg(root().join("recipes"))
-        .arg("--store")
-        .arg(store())
-        .arg("--output")
-        .arg(&output)
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("starting labshift lab demo");
+    let mut demo =
+        labshift_tests::demo(&output).stdout(Stdio::piped()).spawn().expect("starting labshift lab demo");
     let lines = BufReader::new(demo.stdout.take().expect("its output")).lines();
     let up = lines.map_while(Result::ok).any(|line| line.contains("lab is up"));
     assert!(up, "the demo did not bring its lab up");

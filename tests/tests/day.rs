@@ -3,10 +3,10 @@
 //! with Wake-on-LAN armed, and everything again the next morning. The scenario is `labshift lab demo`, which fails
 //! unless each of these was seen; what it leaves is checked again here.
 
-use std::{fs, process::Command};
+use std::fs;
 
 use labshift_lab::screen::Picture;
-use labshift_tests::{labshift, root, store};
+use labshift_tests::{demo, root};
 use serde_json::Value;
 
 /// The desktop guest's wallpaper.
@@ -15,16 +15,7 @@ const WALLPAPER: [u8; 3] = [0x0f, 0x4c, 0x5c];
 #[test]
 fn one_day() {
     let output = root().join("target/test-lab/day");
-    drop(fs::remove_dir_all(&output));
-    let status = Command::new(labshift())
-        .args(["lab", "demo", "--dashboard", "127.0.0.1:0", "--recipes"])
-        .arg(root().join("recipes"))
-        .arg("--store")
-        .arg(store())
-        .arg("--output")
-        .arg(&output)
-        .status()
-        .expect("starting labshift lab demo");
+    let status = demo(&output).status().expect("starting labshift lab demo");
     assert!(status.success(), "the day did not go as planned ({status}); see {}", output.display());
 
     let text = fs::read_to_string(output.join("demo.json")).expect("reading the record");
