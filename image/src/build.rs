@@ -222,17 +222,32 @@ impl Job {
         let salt = Sha256::digest(lock.digest());
         let root_file = directory.join(paths::ROOT);
         pack::over(&tools, (&layer.base(), &layer.tree), &root.tree, &lock.digest(), &root_file)?;
-        let sealed = pack::seal(&root_file, &salt)?;
-        let linux = layer.kernel()?;
-        let initrd = layer.initrd(&frame)?;
-        write(directory, paths::KERNEL, &linux)?;
-        write(directory, paths::INITRD, &initrd)?;
-        write(directory, LOCK, &published_lock(lock).to_bytes())?;
-        let wanted = loaded.lines.iter();
-        let wanted =
-            wanted.filter_map(|(what, line)| Some((what.strip_prefix("package ")?.to_owned(), line.clone())));
-        write(directory, CONTENTS, &Contents::of(&root.tree, wanted.collect()).to_bytes())?;
-        write(directory, sbom::SBOM, &sbom::bill(name, lock, &root.tree))?;
+        // The root is hashed twice, block by block and as a whole; all else is written meanwhile.
+        let beside = || {
+            let sealed = pack::seal(&root_file, &salt)?;
+            Ok::<_, BuildError>((sealed, entry_of(&root_file)?))
+        };
+        let others = || {
+            let (linux, initrd) = (layer.kernel()?, layer.initrd(&frame)?);
+            write(directory, paths::KERNEL, &linux)?;
+            write(directory, paths::INITRD, &initrd)?;
+            write(directory, LOCK, &published_lock(lock).to_bytes())?;
+            let wanted = loaded
+                .lines
+                .iter()
+                .filter_map(|(what, line)| Some((what.strip_prefix("package ")?.to_owned(), line.clone())));
+            write(directory, CONTENTS, &Contents::of(&root.tree, wanted.collect()).to_bytes())?;
+            write(directory, sbom::SBOM, &sbom::bill(name, lock, &root.tree))?;
+            let files = entries(directory, &[paths::ROOT])?;
+            Ok::<_, BuildError>((linux, initrd, files))
+        };
+        let (root_done, others) = std::thread::scope(|scope| {
+            let beside = scope.spawn(beside);
+            let others = others();
+            (beside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), others)
+        });
+        let ((sealed, root_entry), (linux, initrd, mut files)) = (root_done?, others?);
+        files.insert(paths::ROOT.to_owned(), root_entry);
         let recipe = &loaded.recipe;
         let arguments = recipe.arguments.join(" ");
         if self.kind == ImageKind::Host {
@@ -252,8 +267,8 @@ impl Job {
                 output: e.to_string(),
             })?;
             write(directory, paths::UKI, &image)?;
+            files.insert(paths::UKI.to_owned(), entry_of(&directory.join(paths::UKI))?);
         }
-        let mut files = entries(directory)?;
         let statement = provenance::statement(loaded, lock, programs, &files);
         write(directory, provenance::PROVENANCE, &statement)?;
         files.insert(provenance::PROVENANCE.to_owned(), entry_of(&directory.join(provenance::PROVENANCE))?);
@@ -326,13 +341,13 @@ fn write(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), BuildError> {
     fs::write(&path, bytes).at("writing", &path)
 }
 
-/// Size and hash of every file of a generation.
-pub(crate) fn entries(directory: &Path) -> Result<BTreeMap<String, FileEntry>, BuildError> {
+/// Size and hash of every file of a generation, except some.
+pub(crate) fn entries(directory: &Path, except: &[&str]) -> Result<BTreeMap<String, FileEntry>, BuildError> {
     let mut entries = BTreeMap::new();
     for entry in fs::read_dir(directory).at("reading", directory)? {
         let path = entry.at("reading", directory)?.path();
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        if [paths::MANIFEST, paths::SIGNATURE].contains(&name.as_str()) {
+        if [paths::MANIFEST, paths::SIGNATURE].iter().chain(except).any(|e| *e == name) {
             continue;
         }
         entries.insert(name, entry_of(&path)?);

@@ -55,7 +55,7 @@ pub fn inspect(store: &Store, name: &str, generation: Option<&str>) -> Result<In
     let key = store.signing_key()?.verifying_key();
     let manifest = Manifest::verify(&bytes, &signature, &[key], Some(&generation))
         .map_err(|e| tampered(e.to_string()))?;
-    let found = entries(&directory)?;
+    let found = entries(&directory, &[])?;
     for (file, expected) in &manifest.files {
         match found.get(file) {
             Some(entry) if entry == expected => {}

@@ -135,7 +135,7 @@ impl Store {
         let parent = self.directory.join("images").join(name);
         fs::create_dir_all(&parent).at("making", &parent)?;
         let there = self.is_there(name, generation);
-        let published = if there && entries(&target)? == entries(from.path())? {
+        let published = if there && entries(&target, &[])? == entries(from.path(), &[])? {
             Published::AlreadyThere
         } else {
             if there {
