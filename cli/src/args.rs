@@ -238,6 +238,31 @@ pub enum Node {
         #[command(flatten)]
         server: Server,
     },
+    /// List machines that nobody knows and that wait to be adopted, with their hardware.
+    Strangers(Server),
+    /// Make a machine known: it goes on to boot its room's image.
+    Adopt {
+        /// Hardware address, as the machine's screen, `labshift node strangers` and the dashboard show it.
+        mac: labshift_model::MacAddr,
+        /// Its host name from now on.
+        name: String,
+        /// The room it stands in.
+        room: String,
+        /// The address it always gets; the first free one outside the pool when absent.
+        #[arg(long)]
+        address: Option<std::net::Ipv4Addr>,
+        /// Server.
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Take an adoption back: the machine is not known any more.
+    Forget {
+        /// Node name.
+        node: String,
+        /// Server.
+        #[command(flatten)]
+        server: Server,
+    },
     /// Reboot a node; its batch guests are saved first.
     Reboot {
         /// Node name.

@@ -8,9 +8,11 @@ use std::{
 
 use labshift_model::{
     MacAddr,
-    boot::{BootAnswer, BootChoice, BootPlaneEvent, Directory, Journal, Machine, MachineKind, Speaker},
+    boot::{
+        BootAnswer, BootChoice, BootPlaneEvent, Directory, Journal, Machine, MachineKind, NoAnswer, Speaker,
+    },
     manifest,
-    site::{Room, Site, Workstation},
+    site::{Room, Site, Unknown, Workstation},
 };
 
 use crate::{
@@ -60,15 +62,60 @@ impl View {
     pub(crate) fn boots(&self, machine: &Workstation) -> Result<(&Room, String, Arc<Published>), String> {
         let room =
             self.site.room(&machine.room).ok_or_else(|| format!("there is no room {}", machine.room))?;
-        let generation = room.generation.clone().or_else(|| self.images.stable.get(&room.image).cloned());
+        let (generation, published) = self.published(&room.image, room.generation.as_ref())?;
+        Ok((room, generation, published))
+    }
+
+    /// An image's generation, the stable one if none is pinned, with its manifest.
+    fn published(&self, image: &str, pinned: Option<&String>) -> Result<(String, Arc<Published>), String> {
+        let generation = pinned.or_else(|| self.images.stable.get(image)).cloned();
         let trouble = || {
-            let known = self.images.troubles.get(&room.image).cloned();
-            known.unwrap_or_else(|| format!("image \"{}\" is not in the store", room.image))
+            let known = self.images.troubles.get(image).cloned();
+            known.unwrap_or_else(|| format!("image \"{image}\" is not in the store"))
         };
-        let generation = generation.ok_or_else(trouble)?;
-        let key = (room.image.clone(), generation);
+        let key = (image.to_owned(), generation.ok_or_else(trouble)?);
         let published = self.images.published.get(&key).cloned().ok_or_else(trouble)?;
-        Ok((room, key.1, published))
+        Ok((key.1, published))
+    }
+
+    /// What a card boots that belongs to no machine and no guest.
+    fn stranger_boots(&self) -> BootChoice {
+        let Some(image) = self.site.unknown.image() else { return BootChoice::Ignore };
+        match self.published(image, None) {
+            Ok((generation, _)) => {
+                BootChoice::Image { name: image.to_owned(), generation, arguments: String::new() }
+            }
+            Err(why) => BootChoice::Refuse(why),
+        }
+    }
+}
+
+impl Answers {
+    /// The answer for a machine that nobody knows.
+    fn stranger_answer(&self, view: &View, mac: MacAddr) -> Result<BootAnswer, NoAnswer> {
+        let site = &view.site.name;
+        let unknown = format!("{mac} is no machine of site \"{site}\"");
+        match &view.site.unknown {
+            Unknown::Ignore => Err(NoAnswer::Refused(format!("{unknown}; add it to the site file"))),
+            _ if self.machine(mac).is_some() => Err(NoAnswer::Refused(format!("{mac} is a guest's card"))),
+            Unknown::Discover(_) => Err(NoAnswer::Unknown(unknown)),
+            Unknown::Boot(image) => {
+                let (generation, published) = view.published(image, None).map_err(NoAnswer::Refused)?;
+                tracing::info!(%mac, image, "boot answer for a machine that nobody knows");
+                Ok(BootAnswer {
+                    node: format!("pc-{}", mac.compact()),
+                    room: String::new(),
+                    image: image.clone(),
+                    generation,
+                    manifest: published.manifest.clone(),
+                    signature: published.signature.clone(),
+                    attempt: 0,
+                    // It opens no door: only machines of the site have a session.
+                    token: random_token(),
+                    now: self.shared.options.clock.moment().now,
+                })
+            }
+        }
     }
 }
 
@@ -84,7 +131,9 @@ impl Directory for Answers {
 
     fn boot(&self, mac: MacAddr) -> BootChoice {
         let view = self.shared.view();
-        let Some(machine) = view.site.machine_by_mac(mac) else { return BootChoice::Ignore };
+        let Some(machine) = view.site.machine_by_mac(mac) else {
+            return if self.machine(mac).is_some() { BootChoice::Ignore } else { view.stranger_boots() };
+        };
         match view.boots(machine) {
             Ok((room, generation, _)) => {
                 BootChoice::Image { name: room.image.clone(), generation, arguments: String::new() }
@@ -93,12 +142,10 @@ impl Directory for Answers {
         }
     }
 
-    fn answer(&self, mac: MacAddr, from: IpAddr) -> Result<BootAnswer, String> {
+    fn answer(&self, mac: MacAddr, from: IpAddr) -> Result<BootAnswer, NoAnswer> {
         let view = self.shared.view();
-        let machine = view.site.machine_by_mac(mac).ok_or_else(|| {
-            format!("{mac} is no machine of site \"{}\"; add it to the site file", view.site.name)
-        })?;
-        let (room, generation, published) = view.boots(machine)?;
+        let Some(machine) = view.site.machine_by_mac(mac) else { return self.stranger_answer(&view, mac) };
+        let (room, generation, published) = view.boots(machine).map_err(NoAnswer::Refused)?;
         let attempt = self.shared.next_attempt();
         let token = random_token();
         let answered = Message::Answered {
@@ -117,7 +164,7 @@ impl Directory for Answers {
         self.shared
             .inbox
             .try_send(answered)
-            .map_err(|_| "the server has too much to do; ask again".to_owned())?;
+            .map_err(|_| NoAnswer::Refused("the server has too much to do; ask again".to_owned()))?;
         tracing::info!(
             node = machine.name,
             attempt,

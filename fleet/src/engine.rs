@@ -4,6 +4,7 @@
 //! nodes), then publish. What is acted on is durable before: a guest that was given to a node is known to be there,
 //! also by a server that starts again.
 
+mod adopt;
 mod boot;
 mod hear;
 mod note;
@@ -19,12 +20,12 @@ use std::{
 use jiff::Timestamp;
 use labshift_model::{
     MacAddr,
-    api::{self, Done, Event, EventKind, GuestPhase, GuestReport, NodeState, WakeMeans, WakeView},
+    api::{self, Done, Event, EventKind, GuestPhase, GuestReport, NodeState, Stranger, WakeMeans, WakeView},
     boot::BootPlaneEvent,
     guest::SavedState,
     manifest::FileEntry,
     node::{FromNode, Mode, NodeDesired, ToNode},
-    site::Site,
+    site::{Site, Workstation},
 };
 use labshift_plan::fleet::{self, FleetStep, Inputs, Moment, World};
 use tokio::sync::{mpsc, oneshot};
@@ -76,6 +77,8 @@ pub(crate) enum Request {
     Mode(String, api::ModeRequest),
     Reboot(String, api::RebootRequest),
     Fence(String, api::FenceRequest),
+    Adopt(String, api::AdoptRequest),
+    Forget(String),
     Clock(api::ClockRequest),
 }
 
@@ -118,7 +121,14 @@ enum Effect {
 pub(crate) struct Engine {
     shared: Arc<Shared>,
     messages: mpsc::Receiver<Message>,
+    /// The file's site with the machines that were adopted.
     pub(crate) site: Arc<Site>,
+    /// As the file has it.
+    file: Arc<Site>,
+    adopted: BTreeMap<MacAddr, Workstation>,
+    /// Why adopted machines are left out.
+    pub(crate) unadopted: Vec<String>,
+    pub(crate) strangers: BTreeMap<MacAddr, Stranger>,
     pub(crate) images: Arc<Images>,
     pub(crate) world: World,
     pub(crate) boots: BTreeMap<String, BootLog>,
@@ -138,12 +148,15 @@ pub(crate) struct Engine {
 }
 
 /// A record as it was written last.
+#[derive(Default)]
 struct Kept {
     /// Without what changes all the time.
     settled: String,
     at_real: Timestamp,
 }
 
+/// The kind of record that an adopted machine has.
+const ADOPTED: &str = "adopted";
 /// How often the registry takes note of what changes all the time, in seconds.
 const NOTE_SECONDS: i64 = 30;
 /// How often the image store is read again, in ticks.
@@ -159,6 +172,10 @@ impl Engine {
         let mut engine = Engine {
             messages,
             site: view.site.clone(),
+            file: view.site.clone(),
+            adopted: BTreeMap::new(),
+            unadopted: vec![],
+            strangers: BTreeMap::new(),
             images: view.images.clone(),
             world: World::default(),
             boots: remembered.boots,
@@ -177,11 +194,15 @@ impl Engine {
             events: vec![],
             shared,
         };
-        let moment = engine.moment();
         for ((kind, name), json) in remembered.records {
             let read = match kind.as_str() {
                 "node" => {
                     serde_json::from_str(&json).map(|n| drop(engine.world.nodes.insert(name.clone(), n)))
+                }
+                ADOPTED => {
+                    // One that the file names by now is not written again, and its record goes.
+                    engine.kept.insert((ADOPTED, name.clone()), Kept::default());
+                    serde_json::from_str(&json).map(|m: Workstation| drop(engine.adopted.insert(m.mac, m)))
                 }
                 _ => serde_json::from_str(&json).map(|g| drop(engine.world.guests.insert(name.clone(), g))),
             };
@@ -189,7 +210,7 @@ impl Engine {
                 tracing::error!(kind, name, "a record of the registry is not readable and is made anew: {e}");
             }
         }
-        engine.world.follow(&engine.site.clone(), moment);
+        engine.follow_site(engine.file.clone());
         for name in engine.world.nodes.keys().cloned().collect::<Vec<_>>() {
             engine.hear(&name, fleet::NodeEvent::Reloaded);
         }
@@ -445,4 +466,8 @@ fn bytes_of(saved: &SavedState) -> u64 {
 
 fn json<T: serde::Serialize>(value: &T) -> String {
     serde_json::to_string(value).unwrap_or_default()
+}
+
+fn unknown(node: &str) -> Refusal {
+    Refusal::NotFound(format!("there is no machine \"{node}\" in the site file"))
 }

@@ -42,14 +42,15 @@ impl Images {
     /// Reads what the site names. `known` saves reading again what can't change.
     pub fn read(store: &Path, site: &Site, known: &Images) -> Images {
         let mut images = Images::default();
-        let rooms = site.rooms.iter().map(|r| (&r.image, r.generation.clone()));
-        for (name, pinned) in rooms.chain(site.templates.iter().map(|t| (&t.image, None))) {
+        let rooms = site.rooms.iter().map(|r| (r.image.as_str(), r.generation.clone()));
+        let others = site.templates.iter().map(|t| t.image.as_str()).chain(site.unknown.image());
+        for (name, pinned) in rooms.chain(others.map(|name| (name, None))) {
             let found = match &pinned {
                 Some(generation) => Ok(generation.clone()),
                 None => channel(store, name),
             };
             let published = found.and_then(|generation| {
-                let key = (name.clone(), generation.clone());
+                let key = (name.to_owned(), generation.clone());
                 match known.published.get(&key) {
                     Some(published) => Ok((key, published.clone())),
                     None => Ok((key, Arc::new(published(store, name, &generation)?))),
@@ -63,7 +64,7 @@ impl Images {
                     images.published.insert(key, published);
                 }
                 Err(trouble) => {
-                    images.troubles.insert(name.clone(), trouble);
+                    images.troubles.insert(name.to_owned(), trouble);
                 }
             }
         }
@@ -72,12 +73,12 @@ impl Images {
 
     /// For people.
     pub fn views(&self, site: &Site) -> Vec<ImageView> {
-        let mut names: Vec<&String> = site.rooms.iter().map(|r| &r.image).collect();
-        names.extend(site.templates.iter().map(|t| &t.image));
+        let mut names: Vec<&str> = site.rooms.iter().map(|r| r.image.as_str()).collect();
+        names.extend(site.templates.iter().map(|t| t.image.as_str()).chain(site.unknown.image()));
         names.sort_unstable();
         names.dedup();
-        let view = |name: &String| ImageView {
-            name: name.clone(),
+        let view = |name: &str| ImageView {
+            name: name.to_owned(),
             generation: self.stable.get(name).cloned(),
             trouble: self.troubles.get(name).cloned(),
         };

@@ -16,6 +16,7 @@ use labshift_model::{
 use ureq::Agent;
 
 use crate::{
+    adoption,
     blocks::{Blocks, Policy},
     cmdline::{Cmdline, DiskRoot, RootSource},
     dhcp::Lease,
@@ -27,7 +28,9 @@ use crate::{
     link::{self, Port},
     modules::Loader,
     mount::{self, Upper},
-    nbd, netlink, server, sys,
+    nbd, netlink,
+    server::{self, Asked},
+    sys,
     verity::Shape,
 };
 
@@ -165,19 +168,26 @@ fn from_network(
     // The cable needs its time; the file system modules load meanwhile.
     load_root_modules(loader, &["loop"])?;
     wait_for_link(&ports)?;
-    let (port, lease) = get_address(&ports, cmdline, known)?;
-    let server = known.server.clone().ok_or_else(|| {
-        let sentence = format!(
-            "the DHCP server {} names no labshift server (option 67) and the command line has no labshift.server=",
-            lease.server
-        );
-        Halt::new(Stage::Address, Code::NoServer, sentence)
-    })?;
-    let answer = server::ask(agent, &server, port.mac)?;
+    let mut was_unknown = false;
+    let (port, lease, server, answer) = loop {
+        let (port, lease) = get_address(&ports, cmdline, known)?;
+        let server = known.server.clone().ok_or_else(|| no_server(&lease))?;
+        match server::ask(agent, &server, port.mac)? {
+            Asked::Answer(answer) => break (port, lease, server, *answer),
+            Asked::Unknown(sentence) => adoption::wait(agent, &server, &port, &lease, &sentence),
+        }
+        was_unknown = true;
+    };
     known.answer = Some(answer.clone());
     set_clock(&answer);
     let keys = fs::read_to_string(paths::TRUSTED_KEYS).unwrap_or_default();
-    let manifest = server::verify(&answer, &keys, cmdline.root_hash.as_deref())?;
+    let wanted = cmdline.root_hash.as_deref();
+    let manifest = server::verify(&answer, &keys, wanted.filter(|_| !was_unknown))?;
+    let other_root = wanted.is_some_and(|hash| !hash.eq_ignore_ascii_case(&manifest.root.root_hash));
+    if was_unknown && (other_root || manifest.kernel_release != release) {
+        JOURNAL.say("adoption", &format!("{} boots another image: the machine starts anew", answer.node));
+        crate::power::finish(crate::power::End::Reboot);
+    }
     if manifest.kernel_release != release {
         let sentence = format!(
             "image {} generation {} is built for kernel {}, this machine runs {release}",
@@ -214,6 +224,14 @@ fn from_network(
         agent.clone(),
     );
     Ok(Handover { blocks, ..handover })
+}
+
+fn no_server(lease: &Lease) -> Halt {
+    let sentence = format!(
+        "the DHCP server {} names no labshift server (option 67) and the command line has no labshift.server=",
+        lease.server
+    );
+    Halt::new(Stage::Address, Code::NoServer, sentence)
 }
 
 /// Finds the ports and sets them all up.

@@ -129,6 +129,7 @@ impl Halt {
     /// The page that a person reads. `node` is the host name once the server has told it.
     pub fn page(&self, node: Option<&str>, mac: Option<MacAddr>, next: &str) -> Page {
         Page {
+            title: "BOOT FAILED",
             code: self.code.text().to_owned(),
             stage: stage_name(self.stage),
             sentence: self.sentence.clone(),

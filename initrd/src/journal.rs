@@ -98,6 +98,11 @@ impl Journal {
         self.note(stage, Some(failure.clone()), "");
     }
 
+    /// Shows a page that is no failure.
+    pub fn show(&self, page: &Page) {
+        self.consoles.show(page);
+    }
+
     /// The page is taken off the screen; lines go there again.
     pub fn leave_page(&self) {
         self.consoles.leave_page();
@@ -137,7 +142,8 @@ impl Journal {
             .skip(inner.lines.len() - inner.unsent_lines)
             .flat_map(|l| [l.as_str(), "\n"])
             .collect();
-        (BootReport { mac, attempt, stages: inner.stages[inner.sent_stages..].to_vec(), log }, mark)
+        let stages = inner.stages[inner.sent_stages..].to_vec();
+        (BootReport { mac, attempt, stages, log, hardware: None }, mark)
     }
 
     /// The server has taken a report.

@@ -16,6 +16,7 @@
 //! | [`link`], [`netlink`] | ports, their addresses |
 //! | [`dhcp`], [`lease`] | the client's decisions; its sockets and clocks |
 //! | [`server`], [`fetch`], [`verity`] | the boot answer, the root, its hash tree |
+//! | [`hardware`], [`adoption`] | what the machine is made of; how it becomes known |
 //! | [`blocks`], [`nbd`] | a root that comes as it is read; the device it is read from |
 //! | [`mount`], [`handover`] | the new root; what init leaves in it |
 //! | [`boot`] | the linear run |
@@ -26,6 +27,7 @@
 //! | [`watchdog`] | the end of a machine that hangs |
 //! | [`sys`] | the crate's unsafe code |
 
+pub mod adoption;
 pub mod blocks;
 pub mod boot;
 pub mod button;
@@ -37,6 +39,7 @@ pub mod dhcp;
 pub mod failure;
 pub mod fetch;
 pub mod handover;
+pub mod hardware;
 pub mod hotplug;
 pub mod journal;
 pub mod lease;

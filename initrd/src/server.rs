@@ -10,6 +10,7 @@ use std::{
 use labshift_model::{
     MacAddr,
     boot::{BootAnswer, BootReport, Stage},
+    hardware::Hardware,
     manifest::{Manifest, short, trusted_keys},
     paths,
 };
@@ -39,8 +40,17 @@ pub fn agent() -> Agent {
         .new_agent()
 }
 
+/// What the server says to the question what to boot.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Asked {
+    /// This.
+    Answer(Box<BootAnswer>),
+    /// Nobody knows the machine yet: it may be adopted. With a sentence for the screen.
+    Unknown(String),
+}
+
 /// Asks what to boot.
-pub fn ask(agent: &Agent, server: &str, mac: MacAddr) -> Result<BootAnswer, Halt> {
+pub fn ask(agent: &Agent, server: &str, mac: MacAddr) -> Result<Asked, Halt> {
     let url = format!("{server}{}?mac={mac}", paths::BOOT_ANSWER);
     let silent =
         |why: String| Halt::new(Stage::Manifest, Code::NoServer, format!("{server} did not answer: {why}"));
@@ -53,11 +63,13 @@ pub fn ask(agent: &Agent, server: &str, mac: MacAddr) -> Result<BootAnswer, Halt
 }
 
 /// Reads the answer's status and body.
-fn read_answer(status: StatusCode, text: &str) -> Result<BootAnswer, Halt> {
+fn read_answer(status: StatusCode, text: &str) -> Result<Asked, Halt> {
     let first: String =
         text.lines().next().unwrap_or_default().chars().filter(|c| !c.is_control()).take(300).collect();
-    if status.is_success() {
-        serde_json::from_str(text).map_err(|e| {
+    if status == StatusCode::ACCEPTED {
+        Ok(Asked::Unknown(first))
+    } else if status.is_success() {
+        serde_json::from_str(text).map(Asked::Answer).map_err(|e| {
             Halt::new(
                 Stage::Manifest,
                 Code::NoServer,
@@ -101,6 +113,16 @@ pub fn verify(answer: &BootAnswer, keys: &str, root_hash: Option<&str>) -> Resul
 pub fn report(agent: &Agent, server: &str, mac: MacAddr, attempt: Option<u64>) -> bool {
     let (report, mark) = JOURNAL.report(mac, attempt);
     let delivered = send(agent, server, &report);
+    if delivered {
+        JOURNAL.delivered(mark);
+    }
+    delivered
+}
+
+/// Tells what the machine is made of, with what the journal holds.
+pub fn report_hardware(agent: &Agent, server: &str, mac: MacAddr, hardware: Hardware) -> bool {
+    let (report, mark) = JOURNAL.report(mac, None);
+    let delivered = send(agent, server, &BootReport { hardware: Some(hardware.into()), ..report });
     if delivered {
         JOURNAL.delivered(mark);
     }
@@ -206,7 +228,8 @@ mod tests {
         let log: String = (0..2_000).map(|i| format!("line {i} \"quoted\"\n")).collect();
         let stages =
             vec![stage(Stage::Init, None), stage(Stage::Manifest, Some(failure)), stage(Stage::Link, None)];
-        let bytes = datagram(BootReport { mac: MacAddr([2; 6]), attempt: None, stages, log });
+        let report = BootReport { mac: MacAddr([2; 6]), attempt: None, stages, log, hardware: None };
+        let bytes = datagram(report);
         assert!(bytes.len() <= DATAGRAM && bytes.len() > DATAGRAM - 100, "{}", bytes.len());
         let report: BootReport = serde_json::from_slice(&bytes).unwrap();
         assert_eq!(report.stages.len(), 1);
@@ -218,7 +241,9 @@ mod tests {
     #[test]
     fn answers_and_refusals() {
         let good = serde_json::to_string(&answer()).unwrap();
-        assert_eq!(read_answer(StatusCode::OK, &good).unwrap(), answer());
+        assert_eq!(read_answer(StatusCode::OK, &good).unwrap(), Asked::Answer(Box::new(answer())));
+        let unknown = read_answer(StatusCode::ACCEPTED, "nobody knows it\n").unwrap();
+        assert_eq!(unknown, Asked::Unknown("nobody knows it".into()));
         let no = read_answer(StatusCode::FORBIDDEN, "ws-01 is in maintenance\nmore").unwrap_err();
         assert_eq!(no.code, Code::Refused);
         assert!(no.sentence.ends_with("ws-01 is in maintenance"));

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{mac::MacAddr, manifest::Signature};
+use crate::{hardware::Hardware, mac::MacAddr, manifest::Signature};
 
 /// Who a hardware address belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,15 +50,32 @@ pub enum BootChoice {
     Refuse(String),
 }
 
+/// Why a node's init gets no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NoAnswer {
+    /// It may not boot; the sentence goes to its screen.
+    Refused(String),
+    /// Nobody knows it: it shall say what it is made of, and ask again until it is adopted.
+    Unknown(String),
+}
+
+impl NoAnswer {
+    /// The sentence.
+    pub fn sentence(&self) -> &str {
+        match self {
+            NoAnswer::Refused(sentence) | NoAnswer::Unknown(sentence) => sentence,
+        }
+    }
+}
+
 /// Answers who a machine is and what it boots. Called from the packet path: answers come from memory.
 pub trait Directory: Send + Sync {
-    /// Who owns this hardware address; `None` for a stranger.
+    /// Who owns this hardware address; `None` for a stranger. What a stranger boots, [`Directory::boot`] says all the same.
     fn machine(&self, mac: MacAddr) -> Option<Machine>;
     /// What it boots now.
     fn boot(&self, mac: MacAddr) -> BootChoice;
-    /// The answer for the node's own init: opens a session with a fresh token. `Err` is a sentence for the
-    /// node's screen.
-    fn answer(&self, mac: MacAddr, from: IpAddr) -> Result<BootAnswer, String>;
+    /// The answer for the node's own init: opens a session with a fresh token.
+    fn answer(&self, mac: MacAddr, from: IpAddr) -> Result<BootAnswer, NoAnswer>;
 }
 
 /// Hears what the boot plane saw.
@@ -241,4 +258,7 @@ pub struct BootReport {
     /// Log lines since the last report, the newest last; at most 64 KiB.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub log: String,
+    /// What the machine is made of: told by one that waits to be adopted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hardware: Option<Box<Hardware>>,
 }

@@ -36,6 +36,13 @@ const BROKEN: &[(&str, &str, &str)] = &[
         "role = \"work\"",
         "\"role\" must be \"desktop\" or \"batch\", but this is \"work\"",
     ),
+    (
+        "[power]",
+        "[unknown]\npolicy = \"adopt\"\n[power]",
+        "\"policy\" must be \"ignore\", \"discover\" or \"boot\", but this is \"adopt\"",
+    ),
+    ("[power]", "[unknown]\npolicy = \"discover\"\n[power]", "\"image\" is missing"),
+    ("[power]", "[unknown]\nimage = \"lab\"\n[power]", "\"policy\" is missing"),
     ("memory_mib = 256\n", "", "\"memory_mib\" is missing"),
     ("vcpus = 1", "vcpus = \"1\"", "\"vcpus\" must be a whole number from 1 to 512, but this is a string"),
     ("schedule = \"mornings\"", "schedule = \"morning\"", "there is no schedule \"morning\""),

@@ -68,11 +68,11 @@ impl Engine {
                 self.hear(&node, NodeEvent::Progress);
             }
             BootPlaneEvent::Broken { .. } => {}
-            BootPlaneEvent::Report { report, .. } => {
-                if let Some(node) = node {
-                    self.stages_told(&node, report.attempt, &report.stages);
-                }
-            }
+            BootPlaneEvent::Report { peer, mut report } => match (node, report.hardware.take()) {
+                (Some(node), _) => self.stages_told(&node, report.attempt, &report.stages),
+                (None, Some(hardware)) => self.stranger_told(peer, &report, *hardware),
+                (None, None) => {}
+            },
         }
     }
 

@@ -67,10 +67,8 @@ impl Engine {
             }
             Message::Admin { peer, request, reply } => self.request(peer, request, reply),
             Message::Reload(site) => {
-                self.site = Arc::new(*site);
-                let moment = self.moment();
+                self.follow_site(Arc::new(*site));
                 let site = self.site.clone();
-                self.world.follow(&site, moment);
                 self.channels.retain(|node, _| site.machine(node).is_some());
                 self.images =
                     Arc::new(crate::store::Images::read(&self.shared.options.store, &site, &self.images));

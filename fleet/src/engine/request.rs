@@ -10,7 +10,7 @@ use labshift_model::{
 use labshift_plan::fleet::{Hold, NodeEvent};
 use tokio::sync::oneshot;
 
-use super::{Effect, Engine, Refusal, Request};
+use super::{Effect, Engine, Refusal, Request, unknown};
 use crate::{clock, registry::records::Write};
 
 /// How long a node that an admin woke stays up, in seconds, when nothing else is said.
@@ -110,6 +110,8 @@ impl Engine {
                 self.hear(&node, NodeEvent::Fenced { cause });
                 Ok(format!("{node} counts as off; its guests go on elsewhere"))
             }
+            Request::Adopt(node, request) => self.adopt(&node, &request),
+            Request::Forget(node) => self.forget(&node),
             Request::Clock(request) => {
                 let to = clock::read_time(&request.now, &self.site.timezone)
                     .map_err(|e| Refusal::Bad(e.to_string()))?;
@@ -135,10 +137,6 @@ impl Engine {
     fn known(&self, node: &str) -> Result<(), Refusal> {
         if self.node_state(node).is_some() { Ok(()) } else { Err(unknown(node)) }
     }
-}
-
-fn unknown(node: &str) -> Refusal {
-    Refusal::NotFound(format!("there is no machine \"{node}\" in the site file"))
 }
 
 fn reason(default: &str, given: &str) -> String {

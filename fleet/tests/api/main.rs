@@ -3,4 +3,5 @@
 mod dashboard;
 mod day;
 mod refusals;
+mod strangers;
 mod support;

@@ -12,7 +12,7 @@ use labshift_fleet::{Clock, Fleet, FleetOptions};
 use labshift_model::{
     MacAddr,
     api::{FleetStatus, NodeView},
-    boot::{BootAnswer, BootPlaneEvent, Speaker},
+    boot::{BootAnswer, BootPlaneEvent, NoAnswer, Speaker},
     guest::{GuestState, GuestStatus, Role, SavedState},
     manifest::{self, FileEntry, ImageKind, Manifest, Root, Signature},
     node::{Facts, FromNode, Mode, NodeDesired, NodeStatus, ToNode},
@@ -76,7 +76,11 @@ pub fn publish(store: &Path, name: &str) {
 impl Lab {
     /// Starts a server whose state lies under `dir`, at a local time of the site.
     pub async fn start(dir: &Path, local: &str) -> Lab {
-        let site = example();
+        Lab::start_with(dir, local, example()).await
+    }
+
+    /// The same for another site.
+    pub async fn start_with(dir: &Path, local: &str, site: Site) -> Lab {
         for image in ["lab", "guest-desktop", "guest-batch"] {
             publish(&dir.join("store"), image);
         }
@@ -184,7 +188,7 @@ impl Lab {
         node
     }
 
-    pub fn answer(&self, mac: MacAddr) -> Result<BootAnswer, String> {
+    pub fn answer(&self, mac: MacAddr) -> Result<BootAnswer, NoAnswer> {
         self.fleet.directory().answer(mac, IpAddr::V4(Ipv4Addr::new(127, 77, 0, 11)))
     }
 

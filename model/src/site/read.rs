@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr, ops::RangeInclusive};
 use jiff::{SignedDuration, tz::TimeZone};
 use toml::Spanned;
 
-use super::{BatchGuest, Power, Room, Server, Site, Template, Workstation, calendar};
+use super::{BatchGuest, Power, Room, Server, Site, Template, Unknown, Workstation, calendar};
 use crate::{
     fault::{Faults, Section, Source, nearest},
     guest::Role,
@@ -29,6 +29,7 @@ fn root(root: Section<'_, '_>) -> Option<Site> {
         }
     };
     let power = power(root.section("power"));
+    let unknown = unknown(root.section("unknown"));
 
     let schedules: Vec<_> = root.sections("schedule").into_iter().filter_map(calendar::schedule).collect();
     let schedule_names = Names::new(&root, "schedule", schedules.iter().map(|(_, n)| n));
@@ -52,6 +53,7 @@ fn root(root: Section<'_, '_>) -> Option<Site> {
         name: name?,
         timezone: timezone?,
         server: server?,
+        unknown,
         power,
         rooms: rooms.into_iter().map(|(r, _)| r).collect(),
         machines,
@@ -160,6 +162,29 @@ fn power(table: Option<Section<'_, '_>>) -> Power {
     power.idle_off_seconds = duration(&table, "idle_off", 0..=86400).unwrap_or(power.idle_off_seconds);
     table.close();
     power
+}
+
+fn unknown(table: Option<Section<'_, '_>>) -> Unknown {
+    let Some(table) = table else { return Unknown::Ignore };
+    let policy = table.required("policy", "write \"ignore\", \"discover\" or \"boot\"");
+    let image = |help| text(&table, "image", help).unwrap_or_default();
+    let unknown = match policy.as_ref().map(|p| *p.get_ref()) {
+        Some("discover") => {
+            Unknown::Discover(image("name of a host image: its init reports the machine's hardware"))
+        }
+        Some("boot") => Unknown::Boot(image("name of the host image that unknown machines boot")),
+        Some("ignore") | None => Unknown::Ignore,
+        Some(other) => {
+            let span = policy.as_ref().map_or_else(|| table.span(), Spanned::span);
+            let message =
+                format!("\"policy\" must be \"ignore\", \"discover\" or \"boot\", but this is \"{other}\"");
+            table.source().fault(span, message, "");
+            drop(table.string("image"));
+            Unknown::Ignore
+        }
+    };
+    table.close();
+    unknown
 }
 
 fn template(table: Section<'_, '_>) -> Option<(Template, Spanned<String>)> {
@@ -367,18 +392,18 @@ impl Names {
 pub(super) fn name(table: &Section<'_, '_>, help: &str) -> Option<Spanned<String>> {
     let found = table.required("name", help)?;
     let text = *found.get_ref();
-    let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    if text.is_empty()
-        || text.len() > 48
-        || !text.bytes().all(good)
-        || text.starts_with('-')
-        || text.ends_with('-')
-    {
+    if !is_name(text) {
         let help = "use up to 48 lower-case letters, digits and inner hyphens";
         table.source().fault(found.span(), format!("\"{text}\" can't be a name"), help);
         return None;
     }
     Some(Spanned::new(found.span(), text.to_owned()))
+}
+
+/// The rule of [`name`].
+pub(super) fn is_name(text: &str) -> bool {
+    let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    (1..=48).contains(&text.len()) && text.bytes().all(good) && !text.starts_with('-') && !text.ends_with('-')
 }
 
 /// A string that must be there and hold something printable.

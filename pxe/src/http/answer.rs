@@ -10,7 +10,7 @@ use axum::{
 };
 use labshift_model::{
     MacAddr,
-    boot::{BootChoice, MachineKind},
+    boot::{BootChoice, MachineKind, NoAnswer},
 };
 use serde::Deserialize;
 
@@ -50,17 +50,22 @@ pub(super) async fn ipxe_script(State(context): State<Context>, Query(asker): Qu
         Ok(mac) => mac,
         Err(refused) => return *refused,
     };
-    let machine = context.directory.machine(mac).filter(|m| m.kind == MachineKind::Node);
-    let (Some(machine), choice) = (machine, context.directory.boot(mac)) else {
-        return sentence(StatusCode::NOT_FOUND, format!("no machine in site.toml has MAC address {mac}"));
+    let machine = context.directory.machine(mac);
+    let (name, choice) = match &machine {
+        Some(machine) if machine.kind == MachineKind::Node => {
+            (machine.name.clone(), context.directory.boot(mac))
+        }
+        Some(_) => (mac.to_string(), BootChoice::Ignore),
+        None => (mac.to_string(), context.directory.boot(mac)),
     };
-    let say = |what: &Script<'_>| script(&base, mac, &machine.name, what);
+    let say = |what: &Script<'_>| script(&base, mac, &name, what);
     text(match choice {
+        BootChoice::Ignore if machine.is_none() => {
+            let why = format!("no machine in site.toml has MAC address {mac}");
+            return sentence(StatusCode::NOT_FOUND, why);
+        }
         BootChoice::Ignore => {
-            return sentence(
-                StatusCode::NOT_FOUND,
-                format!("{} does not boot from this server", machine.name),
-            );
+            return sentence(StatusCode::NOT_FOUND, format!("{name} does not boot from this server"));
         }
         BootChoice::LocalDisk => say(&Script::LocalDisk),
         BootChoice::Refuse(reason) => say(&Script::Wait(&reason)),
@@ -72,7 +77,7 @@ pub(super) async fn ipxe_script(State(context): State<Context>, Query(asker): Qu
                     say(&Script::Boot { manifest: &manifest, generation: &generation, arguments: &arguments })
                 }
                 Err(reason) => {
-                    tracing::error!("{}: image {name}: {reason}", machine.name);
+                    tracing::error!("image {name} for {mac}: {reason}");
                     say(&Script::Wait(&format!("image {name} can not be read: {reason}")))
                 }
             }
@@ -106,6 +111,8 @@ pub(super) async fn boot_answer(
     }
     match context.directory.answer(mac, peer) {
         Ok(answer) => ([(header::CACHE_CONTROL, "no-store")], Json(answer)).into_response(),
-        Err(reason) => sentence(StatusCode::FORBIDDEN, reason),
+        Err(NoAnswer::Refused(reason)) => sentence(StatusCode::FORBIDDEN, reason),
+        // Not yet: it waits to be adopted.
+        Err(NoAnswer::Unknown(reason)) => sentence(StatusCode::ACCEPTED, reason),
     }
 }

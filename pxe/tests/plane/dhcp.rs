@@ -18,8 +18,8 @@ use labshift_pxe::{
 };
 
 use crate::fake::{
-    Ask, Bench, DISK, FIXED, FIXED_ADDRESS, GUEST, POOLED, REFUSED, SERVER, STRANGER, boot_file, kind, raw,
-    read,
+    Ask, Bench, DISK, FIXED, FIXED_ADDRESS, GUEST, NEW, POOLED, REFUSED, SERVER, STRANGER, boot_file, kind,
+    raw, read,
 };
 
 const SCRIPT: &str = "http://10.77.0.1:8080/boot/script.ipxe?mac=";
@@ -55,6 +55,9 @@ fn case_01_05_06_07_every_client_gets_address_and_boot_file_in_one_reply() {
         (Ask::discover(GUEST), None, None),
         (Ask::discover(STRANGER).firmware(7), None, None),
         (Ask::discover(STRANGER).ipxe(), None, None),
+        (Ask::discover(NEW).firmware(7), Some(uki()), Some("PXEClient")),
+        (Ask::discover(NEW).ipxe(), script(NEW), None),
+        (Ask::discover(NEW), None, None),
     ] {
         let offer = Bench::new().reply(&ask);
         assert_eq!(kind(&offer), MessageType::Offer);

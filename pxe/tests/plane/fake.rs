@@ -14,7 +14,7 @@ use ed25519_dalek::SigningKey;
 use jiff::Timestamp;
 use labshift_model::{
     MacAddr,
-    boot::{BootAnswer, BootChoice, BootPlaneEvent, Directory, Journal, Machine, MachineKind},
+    boot::{BootAnswer, BootChoice, BootPlaneEvent, Directory, Journal, Machine, MachineKind, NoAnswer},
     manifest::{FileEntry, ImageKind, Manifest, Root, SCHEMA, generation_of, sign},
 };
 use labshift_pxe::{
@@ -40,6 +40,8 @@ pub const GUEST: MacAddr = MacAddr([2, 0, 0, 0, 0, 3]);
 pub const REFUSED: MacAddr = MacAddr([2, 0, 0, 0, 0, 4]);
 /// Boots from its disk.
 pub const DISK: MacAddr = MacAddr([2, 0, 0, 0, 0, 5]);
+/// Not in the directory, but there is an image for it.
+pub const NEW: MacAddr = MacAddr([2, 0, 0, 0, 0, 98]);
 /// Not in the directory.
 pub const STRANGER: MacAddr = MacAddr([2, 0, 0, 0, 0, 99]);
 
@@ -69,7 +71,7 @@ impl Directory for Site {
         match mac {
             REFUSED => BootChoice::Refuse("the room is closed".to_owned()),
             DISK => BootChoice::LocalDisk,
-            FIXED | POOLED => BootChoice::Image {
+            FIXED | POOLED | NEW => BootChoice::Image {
                 name: "lab".to_owned(),
                 generation: self.generation.clone(),
                 arguments: self.arguments.clone(),
@@ -78,9 +80,12 @@ impl Directory for Site {
         }
     }
 
-    fn answer(&self, mac: MacAddr, _: IpAddr) -> Result<BootAnswer, String> {
+    fn answer(&self, mac: MacAddr, _: IpAddr) -> Result<BootAnswer, NoAnswer> {
         if mac != FIXED {
-            return Err(format!("{mac} may not boot: the room is closed"));
+            return Err(match mac {
+                NEW => NoAnswer::Unknown(format!("{mac} is no machine of this site")),
+                _ => NoAnswer::Refused(format!("{mac} may not boot: the room is closed")),
+            });
         }
         Ok(BootAnswer {
             node: "lab-01".to_owned(),

@@ -22,7 +22,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::fake::{DISK, FIXED, GUEST, Notes, POOLED, REFUSED, STRANGER, Site, publish};
+use crate::fake::{DISK, FIXED, GUEST, NEW, Notes, POOLED, REFUSED, STRANGER, Site, publish};
 
 const GUARD: Duration = Duration::from_secs(60);
 
@@ -222,6 +222,8 @@ async fn scripts_by_machine() {
     assert!(script(DISK).await.1.contains("sanboot"));
     assert_eq!(script(GUEST).await.0, StatusCode::NOT_FOUND);
     assert_eq!(script(STRANGER).await.0, StatusCode::NOT_FOUND);
+    let (status, text) = script(NEW).await;
+    assert!(status == StatusCode::OK && text.contains(&format!("labshift: {NEW} boots lab")), "{text}");
     assert_eq!(running.text("/boot/script.ipxe?mac=nonsense").await.0, StatusCode::BAD_REQUEST);
     let (status, text) = running.text("/boot/script.ipxe").await;
     assert!(status == StatusCode::OK && text.contains("script.ipxe?mac=${netX/mac}"), "{text}");
@@ -240,6 +242,9 @@ async fn init_gets_its_answer_or_a_sentence() {
         (status, &text[..]),
         (StatusCode::FORBIDDEN, "02:00:00:00:00:05 may not boot: the room is closed\n")
     );
+    now(&running.table).bind(NEW, Ipv4Addr::LOCALHOST, 3600, Timestamp::now());
+    let (status, text) = running.text(&format!("/v1/boot/answer?mac={NEW}")).await;
+    assert_eq!((status, &text[..]), (StatusCode::ACCEPTED, "02:00:00:00:00:62 is no machine of this site\n"));
 }
 
 /// The answer carries the node's secret: nobody gets it by naming another machine's card.
