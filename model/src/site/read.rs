@@ -179,7 +179,7 @@ fn unknown(table: Option<Section<'_, '_>>) -> Unknown {
             let message =
                 format!("\"policy\" must be \"ignore\", \"discover\" or \"boot\", but this is \"{other}\"");
             table.source().fault(span, message, "");
-            drop(table.string("image"));
+            let _ = table.string("image");
             Unknown::Ignore
         }
     };
