@@ -106,6 +106,9 @@ pub struct Serve {
     /// Directory with iPXE's undionly.kpxe and snponly.efi.
     #[arg(long, value_name = "DIR", default_value = labshift_pxe::DEBIAN_LOADERS)]
     pub loaders: PathBuf,
+    /// Serve TFTP over IPv6 too, on all addresses of the interface (who boots over IPv6 gets its address elsewhere).
+    #[arg(long)]
+    pub tftp_ipv6: bool,
     /// Whether this server gives out addresses.
     #[arg(long, value_enum, default_value_t = DhcpMode::Authoritative)]
     pub dhcp: DhcpMode,

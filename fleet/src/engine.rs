@@ -109,7 +109,7 @@ struct Channel {
 
 /// What is done after the registry was written.
 enum Effect {
-    Wake { node: String, mac: MacAddr, view: WakeView },
+    Wake { node: String, mac: MacAddr, address: Ipv4Addr, view: WakeView },
     Desire { node: String, desired: Box<NodeDesired> },
     Reboot { node: String, attempt: u64, cause: String },
     Prune { guest: String, keep: u64 },
@@ -352,22 +352,22 @@ impl Engine {
 
     fn wake(&mut self, node: &str, means: WakeMeans, number: u32, cause: String) {
         let Some(machine) = self.site.machine(node) else { return };
-        let mac = machine.mac;
+        let (mac, address) = (machine.mac, machine.address);
         let at_real = self.moment().real;
         let view = WakeView { at_real, means, number, cause, failure: None };
         if number == 1 {
             self.wakes.insert(node.to_owned(), vec![]);
             self.begin_boot(node, at_real, &view);
         }
-        self.effects.push(Effect::Wake { node: node.to_owned(), mac, view });
+        self.effects.push(Effect::Wake { node: node.to_owned(), mac, address, view });
     }
 
     async fn perform(&mut self, effect: Effect) {
         match effect {
-            Effect::Wake { node, mac, mut view } => {
+            Effect::Wake { node, mac, address, mut view } => {
                 let (site, interface) = (self.site.clone(), self.shared.options.interface.clone());
                 let means = view.means;
-                let send = move || wol::send(mac, means, &site.server, interface.as_deref());
+                let send = move || wol::send(mac, means, site.way_to(address), interface.as_deref());
                 let sent = tokio::task::spawn_blocking(send).await;
                 view.failure = match sent {
                     Ok(Ok(())) => None,

@@ -41,6 +41,7 @@
 
 mod adopt;
 mod calendar;
+mod network;
 mod read;
 
 use std::net::Ipv4Addr;
@@ -49,7 +50,10 @@ use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-pub use self::calendar::{DateSpan, Days, Hours, Schedule, Session, Window};
+pub use self::{
+    calendar::{DateSpan, Days, Hours, Schedule, Session, Window},
+    network::{Dhcp, Interface, Link, Relayed, Subnet, Way},
+};
 use crate::{fault::Faults, guest::Role, mac::MacAddr};
 
 /// Everything the site file says, checked.
@@ -62,6 +66,10 @@ pub struct Site {
     pub timezone: TimeZone,
     /// `[server]`: addresses of the lab's network.
     pub server: Server,
+    /// `[[interface]]`: further network cards of this server, each with a lab's network.
+    pub interfaces: Vec<Interface>,
+    /// `[[relayed]]`: networks that DHCP relays join with this server.
+    pub relayed: Vec<Relayed>,
     /// `[unknown]`: what becomes of machines that are in no `[[machine]]`.
     pub unknown: Unknown,
     /// `[power]`: how many machines may be woken at once.
@@ -162,7 +170,7 @@ pub struct Workstation {
     pub room: String,
     /// `mac`: hardware address of the port it boots from; unique.
     pub mac: MacAddr,
-    /// `address`: the address it always gets; unique, inside the subnet, outside the pool.
+    /// `address`: the address it always gets; unique, inside one of the site's networks, outside its pool.
     pub address: Ipv4Addr,
 }
 

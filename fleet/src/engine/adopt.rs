@@ -78,7 +78,8 @@ impl Engine {
 
     /// Makes a machine known.
     pub(super) fn adopt(&mut self, name: &str, request: &AdoptRequest) -> Result<String, Refusal> {
-        let address = match request.address.or_else(|| self.site.free_address()) {
+        let near = self.strangers.get(&request.mac).and_then(|s| s.address);
+        let address = match request.address.or_else(|| self.site.free_address(near)) {
             Some(address) => address,
             None => {
                 return Err(Refusal::Conflict(

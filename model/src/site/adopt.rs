@@ -45,28 +45,24 @@ impl Site {
         self.is_free(*address)
     }
 
-    /// The first address that no machine has and no pool lends.
-    pub fn free_address(&self) -> Option<Ipv4Addr> {
-        let first = self.server.address.to_bits() & self.server.netmask().to_bits();
-        let last = self.server.broadcast().to_bits();
-        (first..=last).map(Ipv4Addr::from_bits).find(|a| self.is_free(*a).is_ok())
+    /// The first address that no machine has and no pool lends, on the network of `near` if that is on one, else on the server's
+    /// own.
+    pub fn free_address(&self, near: Option<Ipv4Addr>) -> Option<Ipv4Addr> {
+        let networks = self.networks();
+        let there = near.and_then(|near| networks.0.iter().find(|s| s.contains(near)));
+        let mut addresses = there.or(networks.0.first())?.addresses();
+        addresses.find(|a| self.is_free(*a).is_ok())
     }
 
     fn is_free(&self, address: Ipv4Addr) -> Result<(), String> {
-        let server = &self.server;
-        if !server.is_host(address) {
-            Err(format!("{address} is outside the lab's subnet {}/{}", server.address, server.prefix))
-        } else if address == server.address
-            || Some(address) == server.gateway
-            || server.dns.contains(&address)
-        {
-            Err(format!("{address} is the address of the server, the gateway or a name server"))
-        } else if server.pool.is_some_and(|(first, last)| (first..=last).contains(&address)) {
-            Err(format!("{address} is inside the pool"))
-        } else if let Some(other) = self.machines.iter().find(|m| m.address == address) {
-            Err(format!("{address} belongs to machine \"{}\" already", other.name))
-        } else {
-            Ok(())
+        self.networks().give(address)?;
+        let servers = [&self.server].into_iter().chain(self.interfaces.iter().map(|i| &i.server));
+        if servers.flat_map(|s| &s.dns).any(|dns| *dns == address) {
+            return Err(format!("{address} is the address of a name server"));
+        }
+        match self.machines.iter().find(|m| m.address == address) {
+            Some(other) => Err(format!("{address} belongs to machine \"{}\" already", other.name)),
+            None => Ok(()),
         }
     }
 }
@@ -96,7 +92,10 @@ mod tests {
             (Workstation { room: "attic".into(), ..good.clone() }, "the rooms are room-a, room-b"),
             (Workstation { mac: site.machines[0].mac, ..good.clone() }, "belongs to machine \"ws1\""),
             (Workstation { mac: MacAddr([1; 6]), ..good.clone() }, "group address"),
-            (Workstation { address: [10, 77, 0, 1].into(), ..good.clone() }, "of the server"),
+            (
+                Workstation { address: [10, 77, 0, 1].into(), ..good.clone() },
+                "is the server's or the gateway's",
+            ),
             (Workstation { address: [10, 77, 0, 150].into(), ..good.clone() }, "inside the pool"),
             (Workstation { address: [10, 78, 0, 13].into(), ..good.clone() }, "outside the lab's subnet"),
             (Workstation { address: [10, 77, 0, 12].into(), ..good.clone() }, "belongs to machine \"ws2\""),
@@ -116,9 +115,9 @@ mod tests {
     #[test]
     fn the_next_free_address_skips_what_is_taken() {
         let mut site = site();
-        assert_eq!(site.free_address(), Some([10, 77, 0, 2].into()));
+        assert_eq!(site.free_address(None), Some([10, 77, 0, 2].into()));
         site.server.prefix = 30;
         site.server.dns = vec![[10, 77, 0, 2].into()];
-        assert_eq!(site.free_address(), None);
+        assert_eq!(site.free_address(None), None);
     }
 }

@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, net::Ipv4Addr, ops::RangeInclusive};
 use jiff::{SignedDuration, tz::TimeZone};
 use toml::Spanned;
 
-use super::{BatchGuest, Power, Room, Server, Site, Template, Unknown, Workstation, calendar};
+use super::{
+    BatchGuest, Interface, Power, Relayed, Room, Server, Site, Template, Unknown, Workstation, calendar,
+    network::{self, Networks},
+};
 use crate::{
     fault::{Faults, Section, Source, nearest},
     guest::Role,
@@ -22,12 +25,26 @@ fn root(root: Section<'_, '_>) -> Option<Site> {
     let name = text(&root, "name", "what people call this site");
     let timezone = timezone(&root);
     let server = match root.section("server") {
-        Some(table) => server(table),
+        Some(table) => network::server(table),
         None => {
             root.missing("server", "add a [server] table with address = \"10.77.0.1/24\"");
             None
         }
     };
+    let interfaces: Vec<_> = root.sections("interface").into_iter().filter_map(network::interface).collect();
+    Names::new(&root, "interface", interfaces.iter().map(|(_, n)| n));
+    let interfaces: Vec<Interface> = interfaces.into_iter().map(|(i, _)| i).collect();
+    let relayed: Vec<Relayed> = root
+        .sections("relayed")
+        .into_iter()
+        .filter_map(|table| network::relayed(table, &interfaces))
+        .collect();
+    let networks = server.as_ref().map(|server: &Server| Networks::new(server, &interfaces, &relayed));
+    if let Some((one, other)) = networks.as_ref().and_then(Networks::overlap) {
+        let at = root.section("server").map_or(0..0, |s| s.span());
+        let help = "each network of a site has addresses of its own";
+        root.source().fault(at, format!("the networks {one} and {other} overlap"), help);
+    }
     let power = power(root.section("power"));
     let unknown = unknown(root.section("unknown"));
 
@@ -43,7 +60,7 @@ fn root(root: Section<'_, '_>) -> Option<Site> {
         .filter_map(|table| room(table, &schedule_names, &template_names, &templates))
         .collect();
     let room_names = Names::new(&root, "room", rooms.iter().map(|(_, n)| n));
-    let machines = machines(&root, &room_names, server.as_ref());
+    let machines = machines(&root, &room_names, networks.as_ref());
     let guests = guests(&root, &template_names, &templates);
     if room_names.0.is_empty() {
         root.missing("room", "add at least one [[room]]");
@@ -53,6 +70,8 @@ fn root(root: Section<'_, '_>) -> Option<Site> {
         name: name?,
         timezone: timezone?,
         server: server?,
+        interfaces,
+        relayed,
         unknown,
         power,
         rooms: rooms.into_iter().map(|(r, _)| r).collect(),
@@ -71,83 +90,6 @@ fn timezone(root: &Section<'_, '_>) -> Option<TimeZone> {
         root.source().fault(found.span(), format!("\"{}\" is not a known time zone", found.get_ref()), help);
     }
     zone
-}
-
-fn server(table: Section<'_, '_>) -> Option<Server> {
-    let help = "the server's address with the subnet's prefix length, like \"10.77.0.1/24\"";
-    let address = table.required("address", help).and_then(|found| {
-        let parsed = found.get_ref().split_once('/').and_then(|(address, prefix)| {
-            let prefix = prefix.parse::<u8>().ok().filter(|p| (8..=30).contains(p))?;
-            Some((address.parse::<Ipv4Addr>().ok()?, prefix))
-        });
-        if parsed.is_none() {
-            let message =
-                format!("\"{}\" is not an address with a prefix length from 8 to 30", found.get_ref());
-            table.source().fault(found.span(), message, help);
-        }
-        Some((parsed?, found.span()))
-    });
-    let pool = table.string("pool");
-    let gateway = table.parsed::<Ipv4Addr>("gateway");
-    let dns = table
-        .strings("dns")
-        .into_iter()
-        .filter_map(|item| {
-            let parsed = item.get_ref().parse().ok();
-            if parsed.is_none() {
-                table.source().fault(
-                    item.span(),
-                    format!("\"{}\" is not an IPv4 address", item.get_ref()),
-                    "",
-                );
-            }
-            parsed
-        })
-        .collect();
-    let lease_seconds = duration(&table, "lease", 60..=30 * 86400).unwrap_or(3600);
-    let source = table.source();
-    table.close();
-    let ((address, prefix), span) = address?;
-    let mut server = Server {
-        address,
-        prefix,
-        pool: None,
-        gateway: gateway.as_ref().map(|g| *g.get_ref()),
-        dns,
-        lease_seconds,
-    };
-    if !server.is_host(address) {
-        source.fault(
-            span,
-            format!("{address} is not a host's address in its own subnet"),
-            "take another address",
-        );
-    }
-    if let Some(gateway) = gateway.filter(|g| !server.is_host(*g.get_ref())) {
-        let message = format!("gateway {} is outside the subnet of the server's address", gateway.get_ref());
-        source.fault(gateway.span(), message, "");
-    }
-    if let Some(pool) = pool {
-        let help = "two addresses like \"10.77.0.100-10.77.0.199\"";
-        let ends = pool.get_ref().split_once('-');
-        let ends = ends.and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
-        match ends {
-            None => {
-                source.fault(pool.span(), format!("\"{}\" is not a range of addresses", pool.get_ref()), help)
-            }
-            Some((first, last)) if first > last => {
-                source.fault(pool.span(), "the pool ends before it begins", "swap the two addresses");
-            }
-            Some((first, last)) if !server.is_host(first) || !server.is_host(last) => {
-                source.fault(pool.span(), "the pool is not inside the subnet of the server's address", help);
-            }
-            Some((first, last)) if (first..=last).contains(&address) => {
-                source.fault(pool.span(), format!("the pool holds the server's own address {address}"), "");
-            }
-            Some(ends) => server.pool = Some(ends),
-        }
-    }
-    Some(server)
 }
 
 fn power(table: Option<Section<'_, '_>>) -> Power {
@@ -257,7 +199,7 @@ fn room(
     Some((room, name))
 }
 
-fn machines(root: &Section<'_, '_>, rooms: &Names, server: Option<&Server>) -> Vec<Workstation> {
+fn machines(root: &Section<'_, '_>, rooms: &Names, networks: Option<&Networks>) -> Vec<Workstation> {
     let mut names = vec![];
     let mut macs: BTreeMap<MacAddr, String> = BTreeMap::new();
     let mut addresses: BTreeMap<Ipv4Addr, String> = BTreeMap::new();
@@ -279,16 +221,12 @@ fn machines(root: &Section<'_, '_>, rooms: &Names, server: Option<&Server>) -> V
                 table.source().fault(mac.span(), message, "");
             }
         }
-        if let (Some(address), Some(server)) = (&address, server) {
+        if let (Some(address), Some(networks)) = (&address, networks) {
             let a = *address.get_ref();
             let fault =
                 |message: String| table.source().fault(address.span(), message, "take another address");
-            if !server.is_host(a) {
-                fault(format!("{a} is outside the lab's subnet {}/{}", server.address, server.prefix));
-            } else if a == server.address || Some(a) == server.gateway {
-                fault(format!("{a} is the server's or the gateway's own address"));
-            } else if server.pool.is_some_and(|(first, last)| (first..=last).contains(&a)) {
-                fault(format!("{a} is inside the pool for guests"));
+            if let Err(why) = networks.give(a) {
+                fault(why);
             } else if let Some(other) = addresses.insert(a, owner.clone()) {
                 fault(format!("{a} belongs to machine \"{other}\" already"));
             }

@@ -9,7 +9,7 @@ use labshift_model::{
     boot::{BootPlaneEvent, Speaker},
 };
 use labshift_pxe::{
-    Subnet,
+    NO_POOL, Subnet,
     dhcp::{
         answer::{Answer, Port},
         reply::Destination,
@@ -381,6 +381,11 @@ fn a_lapsed_lease_goes_to_the_next() {
     bench.config.pool = ([10, 77, 0, 200].into(), [10, 77, 0, 200].into());
     let address = bench.boot(POOLED);
     assert_eq!(bench.send(&Ask::discover(STRANGER)), Answer::default(), "the pool is used up");
+    let mut fixed = Bench::new();
+    fixed.config.pool = NO_POOL;
+    assert!(fixed.config.faults().is_empty());
+    assert_eq!(fixed.send(&Ask::discover(STRANGER)), Answer::default(), "there is no pool");
+    assert_eq!(fixed.boot(FIXED), FIXED_ADDRESS);
     bench.now += SignedDuration::from_secs(3600);
     assert_eq!(bench.boot(STRANGER), address);
     let late = Ask { ciaddr: address, ..Ask::of(3, POOLED) };
