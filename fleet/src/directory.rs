@@ -6,9 +6,13 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use jiff::Timestamp;
 use labshift_model::{
     MacAddr,
-    boot::{BootAnswer, BootChoice, BootPlaneEvent, Directory, Journal, Machine, MachineKind, Speaker},
+    boot::{
+        BootAnswer, BootChoice, BootPlaneEvent, Directory, Journal, Machine, MachineKind, SignedAnswer,
+        Speaker,
+    },
     manifest,
     site::{Room, Site, Workstation},
 };
@@ -57,7 +61,11 @@ impl Answers {
 
 impl View {
     /// What a workstation boots: image, generation and the manifest; or why it can't.
-    pub(crate) fn boots(&self, machine: &Workstation) -> Result<(&Room, String, Arc<Published>), String> {
+    pub(crate) fn boots(
+        &self,
+        machine: &Workstation,
+        now: Timestamp,
+    ) -> Result<(&Room, String, Arc<Published>), String> {
         let room =
             self.site.room(&machine.room).ok_or_else(|| format!("there is no room {}", machine.room))?;
         let generation = room.generation.clone().or_else(|| self.images.stable.get(&room.image).cloned());
@@ -68,6 +76,10 @@ impl View {
         let generation = generation.ok_or_else(trouble)?;
         let key = (room.image.clone(), generation);
         let published = self.images.published.get(&key).cloned().ok_or_else(trouble)?;
+        // The machine would refuse it, too; here the admin sees it first.
+        published.signature.is_fresh(now, None).map_err(|why| {
+            format!("image \"{0}\": {why}; sign it anew: labshift image publish {0}", room.image)
+        })?;
         Ok((room, key.1, published))
     }
 }
@@ -85,7 +97,7 @@ impl Directory for Answers {
     fn boot(&self, mac: MacAddr) -> BootChoice {
         let view = self.shared.view();
         let Some(machine) = view.site.machine_by_mac(mac) else { return BootChoice::Ignore };
-        match view.boots(machine) {
+        match view.boots(machine, self.shared.options.clock.moment().now) {
             Ok((room, generation, _)) => {
                 BootChoice::Image { name: room.image.clone(), generation, arguments: String::new() }
             }
@@ -93,12 +105,13 @@ impl Directory for Answers {
         }
     }
 
-    fn answer(&self, mac: MacAddr, from: IpAddr) -> Result<BootAnswer, String> {
+    fn answer(&self, mac: MacAddr, nonce: &str, from: IpAddr) -> Result<SignedAnswer, String> {
         let view = self.shared.view();
         let machine = view.site.machine_by_mac(mac).ok_or_else(|| {
             format!("{mac} is no machine of site \"{}\"; add it to the site file", view.site.name)
         })?;
-        let (room, generation, published) = view.boots(machine)?;
+        let now = self.shared.options.clock.moment().now;
+        let (room, generation, published) = view.boots(machine, now)?;
         let attempt = self.shared.next_attempt();
         let token = random_token();
         let answered = Message::Answered {
@@ -124,7 +137,7 @@ impl Directory for Answers {
             generation = manifest::short(&generation),
             "boot answer"
         );
-        Ok(BootAnswer {
+        Ok(self.shared.keys.sign(&BootAnswer {
             node: machine.name.clone(),
             room: room.name.clone(),
             image: room.image.clone(),
@@ -133,8 +146,9 @@ impl Directory for Answers {
             signature: published.signature.clone(),
             attempt,
             token,
-            now: self.shared.options.clock.moment().now,
-        })
+            now,
+            nonce: nonce.to_owned(),
+        }))
     }
 }
 

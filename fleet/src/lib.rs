@@ -146,7 +146,7 @@ impl Fleet {
         let failed = |source| FleetError::State { path: options.state.clone(), source };
         std::fs::create_dir_all(&options.state).map_err(failed)?;
         saved::sweep(&options.state).map_err(failed)?;
-        let keys = Keys::open(&options.state)?;
+        let keys = Keys::open(&options.state, &options.store)?;
         let registry = Registry::open(&options.state.join("labshift.db"))?;
         let remembered = registry.run_now(records::remember)?;
         let mut tokens = NodeTokens::default();

@@ -27,7 +27,9 @@ use crate::{
     link::{self, Port},
     modules::Loader,
     mount::{self, Upper},
-    nbd, netlink, server, sys,
+    nbd, netlink,
+    server::{self, Trust},
+    sys,
     verity::Shape,
 };
 
@@ -173,11 +175,11 @@ fn from_network(
         );
         Halt::new(Stage::Address, Code::NoServer, sentence)
     })?;
-    let answer = server::ask(agent, &server, port.mac)?;
+    let trust = Trust::read(Path::new("/"));
+    let answer = server::ask(agent, &server, port.mac, &trust)?;
     known.answer = Some(answer.clone());
     set_clock(&answer);
-    let keys = fs::read_to_string(paths::TRUSTED_KEYS).unwrap_or_default();
-    let manifest = server::verify(&answer, &keys, cmdline.root_hash.as_deref())?;
+    let manifest = server::verify(&answer, &trust, cmdline.root_hash.as_deref())?;
     if manifest.kernel_release != release {
         let sentence = format!(
             "image {} generation {} is built for kernel {}, this machine runs {release}",
@@ -209,7 +211,7 @@ fn from_network(
         &answer,
         &manifest,
         &server,
-        &keys,
+        &trust.images,
         lease.network(&port.name, port.mac),
         agent.clone(),
     );

@@ -20,6 +20,12 @@ pub enum Code {
     NoServer,
     /// The server said no.
     Refused,
+    /// The boot answer is not the server's own, or not to our question.
+    Answer,
+    /// The manifest was signed before the minimum.
+    Version,
+    /// The manifest's signature is over.
+    Expired,
     /// Signature, generation or content of the manifest.
     Manifest,
     /// The root could not be fetched whole.
@@ -47,6 +53,9 @@ impl Code {
             Code::NoAddress => "NO-ADDRESS",
             Code::NoServer => "NO-SERVER",
             Code::Refused => "REFUSED",
+            Code::Answer => "ANSWER",
+            Code::Version => "VERSION",
+            Code::Expired => "EXPIRED",
             Code::Manifest => "MANIFEST",
             Code::RootFetch => "ROOT-FETCH",
             Code::RootHash => "ROOT-HASH",
@@ -81,6 +90,13 @@ impl Code {
                 "Check that `labshift serve` runs at this address and that no firewall is in between."
             }
             Code::Refused => "Look the machine up in site.toml and with `labshift node explain`.",
+            Code::Answer => {
+                "Build the image again in the store that this server uses; if it was good before, look for another machine that answers in the server's place."
+            }
+            Code::Version => {
+                "Build or publish the image again: that signs it anew. If nobody went back to an old image, someone plays one back."
+            }
+            Code::Expired => "Publish the image again (labshift image publish): that signs it anew.",
             Code::Manifest => {
                 "Publish the image again with the key that the boot files trust; if the signature was good before, someone changed the image."
             }

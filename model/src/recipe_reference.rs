@@ -100,6 +100,18 @@ pub const TABLES: &[Table] = &[
             ),
             key("ports", "list of strings", "none", "TCP ports that the node may listen on."),
             key("hostname", "name", "the image's name", "Host name until the server gives one."),
+            key(
+                "valid_days",
+                "1 to 36500",
+                "for ever",
+                "Days for which one signature of the image is good. Building or publishing it again signs it anew.",
+            ),
+            key(
+                "minimum",
+                "date, such as `2026-10-01`",
+                "none",
+                "Machines that boot this image refuse images that were signed before this day (UTC): write it after a hole was closed.",
+            ),
         ],
     },
     Table {

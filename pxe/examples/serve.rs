@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use labshift_model::{
     MacAddr,
-    boot::{BootAnswer, BootChoice, BootPlaneEvent, Directory, Journal, Machine, MachineKind},
+    boot::{BootAnswer, BootChoice, BootPlaneEvent, Directory, Journal, Machine, MachineKind, SignedAnswer},
     manifest::Signature,
     paths,
 };
@@ -31,7 +31,7 @@ impl Directory for Everyone {
         self.choice.clone()
     }
 
-    fn answer(&self, mac: MacAddr, from: IpAddr) -> Result<BootAnswer, String> {
+    fn answer(&self, mac: MacAddr, nonce: &str, from: IpAddr) -> Result<SignedAnswer, String> {
         let BootChoice::Image { name, generation, .. } = &self.choice else {
             return Err("nothing to boot".to_owned());
         };
@@ -39,7 +39,7 @@ impl Directory for Everyone {
         let read = |file| std::fs::read_to_string(directory.join(file)).map_err(|e| format!("{file}: {e}"));
         let signature: Signature =
             serde_json::from_str(&read(paths::SIGNATURE)?).map_err(|e| e.to_string())?;
-        Ok(BootAnswer {
+        let answer = BootAnswer {
             node: format!("pc-{}", mac.compact()),
             room: "bench".to_owned(),
             image: name.clone(),
@@ -49,7 +49,9 @@ impl Directory for Everyone {
             attempt: 1,
             token: format!("session-of-{from}"),
             now: jiff::Timestamp::now(),
-        })
+            nonce: nonce.to_owned(),
+        };
+        Ok(SignedAnswer::sign(&answer, &ed25519_dalek::SigningKey::from_bytes(&[7; 32])))
     }
 }
 

@@ -14,7 +14,7 @@ use labshift_model::{
     api::{FleetStatus, NodeView},
     boot::{BootAnswer, BootPlaneEvent, Speaker},
     guest::{GuestState, GuestStatus, Role, SavedState},
-    manifest::{self, FileEntry, ImageKind, Manifest, Root, Signature},
+    manifest::{self, FileEntry, ImageKind, Manifest, Root, trusted_keys},
     node::{Facts, FromNode, Mode, NodeDesired, NodeStatus, ToNode},
     paths,
     site::Site,
@@ -60,14 +60,20 @@ pub fn publish(store: &Path, name: &str) {
         services: vec![],
         modules: vec![],
         ports: vec![],
+        valid_days: None,
     };
     let bytes = manifest.to_bytes();
     let generation = manifest::generation_of(&bytes);
     let dir = store.join("images").join(name).join(&generation);
     std::fs::create_dir_all(&dir).expect("made");
     std::fs::create_dir_all(store.join("channels")).expect("made");
-    std::fs::write(dir.join(paths::MANIFEST), bytes).expect("written");
-    let signature = Signature { key: "00".repeat(32), ed25519: "00".repeat(64) };
+    std::fs::write(dir.join(paths::MANIFEST), &bytes).expect("written");
+    let signature = manifest::sign(
+        &bytes,
+        &ed25519_dalek::SigningKey::from_bytes(&[7; 32]),
+        jiff::Timestamp::UNIX_EPOCH,
+        None,
+    );
     std::fs::write(dir.join(paths::SIGNATURE), serde_json::to_vec(&signature).expect("JSON"))
         .expect("written");
     std::fs::write(store.join("channels").join(name), generation).expect("written");
@@ -185,7 +191,9 @@ impl Lab {
     }
 
     pub fn answer(&self, mac: MacAddr) -> Result<BootAnswer, String> {
-        self.fleet.directory().answer(mac, IpAddr::V4(Ipv4Addr::new(127, 77, 0, 11)))
+        let from = IpAddr::V4(Ipv4Addr::new(127, 77, 0, 11));
+        let signed = self.fleet.directory().answer(mac, "question1", from)?;
+        Ok(signed.open(&trusted_keys(&signed.key), "question1").expect("a signed answer"))
     }
 
     pub async fn channel(&self, token: &str) -> Result<Socket, u16> {
