@@ -10,7 +10,7 @@ use toml::Spanned;
 use crate::{
     fault::{Faults, Section, Source},
     manifest::ImageKind,
-    service::{MODULES, Restart, Service},
+    service::{Limits, MODULES, Restart, Service},
 };
 
 /// One recipe file, or several joined by [`Recipe::over`].
@@ -483,6 +483,7 @@ fn service(source: &Source<'_>, section: Section<'_, '_>) -> Option<Service> {
             }
         },
     };
+    let number = |key, range| section.integer(key, range).and_then(|n| u32::try_from(n).ok());
     let service = Service {
         name: name.unwrap_or_default(),
         exec: exec.into_iter().map(|e| (*e.get_ref()).to_owned()).collect(),
@@ -494,6 +495,11 @@ fn service(source: &Source<'_>, section: Section<'_, '_>) -> Option<Service> {
         user: section.string("user").and_then(|u| checked(source, u, "a user name", is_account)),
         ready: section.string("ready").and_then(|r| checked(source, r, "an absolute path", is_absolute)),
         tty: section.string("tty").and_then(|t| checked(source, t, "an absolute path", is_absolute)),
+        limits: Limits {
+            memory_mib: number("memory_mib", 4..=16_777_216),
+            cpu_weight: number("cpu_weight", 1..=10_000),
+            processes: number("processes", 1..=1_000_000),
+        },
     };
     section.close();
     (!service.name.is_empty()).then_some(service)

@@ -2,7 +2,7 @@
 
 use std::net::UdpSocket;
 
-use labshift_model::service::{Restart, Service};
+use labshift_model::service::{Limits, Restart, Service};
 use labshift_tests::{
     bare::{Bare, Behaviour, Cable, MAC, Server, Setup, answer, frame_with, image},
     page_letters, text_screen_letters,
@@ -31,6 +31,7 @@ fn service(name: &str, exec: &[&str]) -> Service {
         user: None,
         ready: None,
         tty: None,
+        limits: Default::default(),
     }
 }
 
@@ -274,6 +275,26 @@ fn a_runtime_that_crashes_in_a_loop() {
     // The root's own driver has made a graphics screen of it by then.
     machine.says("virtio_gpu");
     machine.shows(&page_letters(), &["SERVICES", sentence, "Node: ws-77 ", &format!("MAC: {MAC}")]);
+}
+
+/// A service that takes more memory than its recipe gives it: the kernel ends it with all that it started, nobody else, and it is told by
+/// name with its limit. Processor and process limits are in force, too.
+#[test]
+fn a_service_that_wants_too_much_memory() {
+    let limits = Limits { memory_mib: Some(16), cpu_weight: Some(20), processes: Some(8) };
+    // tail keeps what has no line end: here, everything.
+    let script = "cd /sys/fs/cgroup/labshift/greedy; echo limits $(cat cpu.weight pids.max memory.max); \
+                  /usr/bin/busybox tail -n 1 /dev/zero & wait; exec /usr/bin/busybox sleep 1000";
+    let answer = answer(|manifest| {
+        let greedy = Service { limits, ..service("greedy", &["/usr/bin/sh", "-c", script]) };
+        manifest.services = vec![greedy, service("modest", &["/usr/bin/busybox", "sleep", "1000"])];
+    });
+    let server = server(Behaviour { answer: Some(Ok(answer)), ..Default::default() });
+    let machine = Bare::start("greedy", Setup { arguments: arguments(&server), ..Setup::default() });
+    let serial = machine.says("greedy was ended by SIGKILL: it needed more than its 16 MiB of memory");
+    assert!(serial.contains("limits 20 8 16777216"), "{serial}");
+    assert!(!serial.contains("modest was ended"), "{serial}");
+    assert!(server.failure().sentence.contains("greedy ended 5 times in a row"));
 }
 
 /// The kernel is stopped for good (a panic that waits for ever): the board's watchdog, which PID 1 fed until then, starts the machine
