@@ -74,7 +74,13 @@ impl View {
             known.unwrap_or_else(|| format!("image \"{}\" is not in the store", room.image))
         };
         let generation = generation.ok_or_else(trouble)?;
-        let key = (room.image.clone(), generation);
+        let mut key = (room.image.clone(), generation);
+        let instead = self.trials.get(&machine.name).and_then(|t| t.instead_of(&room.image, &key.1));
+        if let Some((good, _)) = instead
+            && self.images.published.contains_key(&(room.image.clone(), good.to_owned()))
+        {
+            key.1 = good.to_owned();
+        }
         let published = self.images.published.get(&key).cloned().ok_or_else(trouble)?;
         // The machine would refuse it, too; here the admin sees it first.
         published.signature.is_fresh(now, None).map_err(|why| {

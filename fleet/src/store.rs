@@ -34,8 +34,8 @@ pub struct Images {
 }
 
 impl Images {
-    /// Reads what the site names. `known` saves reading again what can't change; signatures can.
-    pub fn read(store: &Path, site: &Site, known: &Images) -> Images {
+    /// Reads what the site names, and what nodes may go back to. `known` saves reading again what can't change; signatures can.
+    pub fn read(store: &Path, site: &Site, good: &[(String, String)], known: &Images) -> Images {
         let mut images = Images::default();
         let rooms = site.rooms.iter().map(|r| (&r.image, r.generation.clone()));
         for (name, pinned) in rooms.chain(site.templates.iter().map(|t| (&t.image, None))) {
@@ -53,10 +53,7 @@ impl Images {
                         let manifest = known.manifest.clone();
                         Ok((key, Arc::new(Published { manifest, signature })))
                     }
-                    None => {
-                        let manifest = manifest_text(store, name, &generation)?;
-                        Ok((key, Arc::new(Published { manifest, signature })))
-                    }
+                    None => Ok((key, read_published(store, name, &generation)?)),
                 }
             });
             match published {
@@ -70,6 +67,13 @@ impl Images {
                     images.troubles.insert(name.clone(), trouble);
                 }
             }
+        }
+        for (name, generation) in good {
+            let key = (name.clone(), generation.clone());
+            let known = known.published.get(&key).or(images.published.get(&key)).cloned();
+            // One that is gone from the store is nothing to go back to.
+            let found = known.map_or_else(|| read_published(store, name, generation), Ok);
+            images.published.extend(found.ok().map(|published| (key, published)));
         }
         images
     }
@@ -109,6 +113,11 @@ fn get(store: &Path, name: &str, generation: &str, file: &str) -> Result<String,
     read(&path, MANIFEST_LIMIT).map_err(|e| format!("image \"{name}\": reading {}: {e}", path.display()))
 }
 
+fn read_published(store: &Path, name: &str, generation: &str) -> Result<Arc<Published>, String> {
+    let signature = signature(store, name, generation)?;
+    Ok(Arc::new(Published { manifest: manifest_text(store, name, generation)?, signature }))
+}
+
 fn manifest_text(store: &Path, name: &str, generation: &str) -> Result<String, String> {
     let text = get(store, name, generation, paths::MANIFEST)?;
     if manifest::generation_of(text.as_bytes()) != generation {
@@ -143,12 +152,12 @@ mod tests {
     fn channels_lead_to_manifests_and_damage_is_told() {
         let site = Site::parse("site.toml", EXAMPLE).expect("good");
         let dir = tempfile::tempdir().expect("a directory");
-        let none = Images::read(dir.path(), &site, &Images::default());
+        let none = Images::read(dir.path(), &site, &[], &Images::default());
         assert_eq!(none.troubles.len(), 3);
         assert!(none.troubles["lab"].contains("labshift image build"));
 
         crate::testing::publish(dir.path(), "lab");
-        let images = Images::read(dir.path(), &site, &none);
+        let images = Images::read(dir.path(), &site, &[], &none);
         let generation = &images.stable["lab"];
         let key_of = |generation: &String| ("lab".to_owned(), generation.clone());
         assert_eq!(
@@ -163,16 +172,11 @@ mod tests {
         let anew =
             manifest::sign(images.published[&key_of(generation)].manifest.as_bytes(), &key, now, Some(1));
         fs::write(&path, serde_json::to_vec(&anew).expect("JSON")).expect("written");
-        let again = Images::read(dir.path(), &site, &images);
+        let again = Images::read(dir.path(), &site, &[], &images);
         assert_eq!(again.published[&key_of(generation)].signature, anew);
         // When its day is over, the machine is told so, and the admin what to do.
         let machine = site.machines.first().expect("a machine").clone();
-        let view = crate::View {
-            site: site.into(),
-            images: again.into(),
-            owners: BTreeMap::new(),
-            saved: BTreeMap::new(),
-        };
+        let view = crate::View::new(site.into(), again.into());
         assert!(view.boots(&machine, now).is_ok());
         let why = view.boots(&machine, now + jiff::SignedDuration::from_hours(24)).err().expect("a refusal");
         assert!(why.contains("good until 1970-01-02") && why.contains("labshift image publish lab"), "{why}");
@@ -180,7 +184,7 @@ mod tests {
 
         fs::write(dir.path().join("images/lab").join(generation).join(paths::MANIFEST), "{}")
             .expect("written");
-        let damaged = Images::read(dir.path(), site, &Images::default());
+        let damaged = Images::read(dir.path(), site, &[], &Images::default());
         assert!(damaged.troubles["lab"].contains("was changed"), "{:?}", damaged.troubles);
     }
 }

@@ -18,6 +18,7 @@ use ureq::Agent;
 use crate::{
     blocks::{Blocks, Policy},
     cmdline::{Cmdline, DiskRoot, RootSource},
+    crash,
     dhcp::Lease,
     failure::{Code, Halt, backoff_seconds},
     fetch::{self, FetchError, Source},
@@ -81,6 +82,9 @@ pub fn run() -> Handover {
     JOURNAL
         .reached(Stage::Init, &format!("kernel {release}, {} CPUs, {} MiB free", processors(), memory >> 20));
     serve_module_requests();
+    if let Some(reason) = crash::take(Path::new("/")) {
+        JOURNAL.crashed(reason);
+    }
     let text = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let parsed = crate::cmdline::parse(&text)
         .map_err(|faults| Halt::new(Stage::Init, Code::Cmdline, faults.join("; ")));
@@ -96,14 +100,18 @@ pub fn run() -> Handover {
             Err(halt) => halt,
         };
         failures += 1;
-        recover(&halt, &known, &agent, failures, attempts, backoff_seconds(failures, retry));
+        // A machine that reboots counts from one again: it waits at once for as long as others after some failures.
+        let row = if halt.needs_reboot { failures.max(3) } else { failures };
+        recover(&halt, &known, &agent, failures, attempts, backoff_seconds(row, retry));
     }
 }
 
 /// Shows and sends a failure, then waits for the next attempt, or reboots after the last.
 fn recover(halt: &Halt, known: &Known, agent: &Agent, failures: u32, attempts: u32, wait: u64) {
-    let last = failures >= attempts;
-    let next = if last {
+    let last = failures >= attempts || halt.needs_reboot;
+    let next = if halt.needs_reboot {
+        format!("Failure {failures}. The machine reboots in {wait} s.")
+    } else if last {
         format!("Failure {failures} of {attempts}. The machine reboots in {wait} s.")
     } else {
         format!("Failure {failures} of {attempts}. Trying again in {wait} s.")
@@ -147,7 +155,7 @@ fn load_modules(release: &str) -> Result<Loader, Halt> {
 
 /// Loads the file systems and what the root stands on. The crypto modules are accelerators: the kernel has its own code.
 fn load_root_modules(loader: &mut Loader, more: &[&str]) -> Result<(), Halt> {
-    for optional in ["crc32c_intel", "crc32c_generic", "sha256_ssse3", "af_packet"] {
+    for optional in ["efi_pstore", "crc32c_intel", "crc32c_generic", "sha256_ssse3", "af_packet"] {
         let _ = loader.load(optional);
     }
     for module in ["dm_verity", "erofs", "overlay"].iter().chain(more) {
@@ -176,7 +184,8 @@ fn from_network(
         Halt::new(Stage::Address, Code::NoServer, sentence)
     })?;
     let trust = Trust::read(Path::new("/"));
-    let answer = server::ask(agent, &server, port.mac, &trust)?;
+    let (server, answer) = ask_servers(agent, server, cmdline, &port, &trust)?;
+    known.server = Some(server.clone());
     known.answer = Some(answer.clone());
     set_clock(&answer);
     let manifest = server::verify(&answer, &trust, cmdline.root_hash.as_deref())?;
@@ -187,7 +196,7 @@ fn from_network(
             short(&answer.generation),
             manifest.kernel_release
         );
-        return Err(Halt::new(Stage::Manifest, Code::Module, sentence));
+        return Err(Halt::new(Stage::Manifest, Code::Changed, sentence).that_needs_reboot());
     }
     JOURNAL.reached(
         Stage::Manifest,
@@ -216,6 +225,29 @@ fn from_network(
         agent.clone(),
     );
     Ok(Handover { blocks, ..handover })
+}
+
+/// Asks the server, and then the further ones: the first that answers decides. What the first one said counts when none does.
+fn ask_servers(
+    agent: &Agent,
+    server: String,
+    cmdline: &Cmdline,
+    port: &Port,
+    trust: &Trust,
+) -> Result<(String, BootAnswer), Halt> {
+    let first = match server::ask(agent, &server, port.mac, trust) {
+        Ok(answer) => return Ok((server, answer)),
+        Err(halt) if halt.code != Code::NoServer || cmdline.mirrors.is_empty() => return Err(halt),
+        Err(halt) => halt,
+    };
+    for next in &cmdline.mirrors {
+        JOURNAL.say("manifest", &format!("{}; asking {next}", first.sentence));
+        match server::ask(agent, next, port.mac, trust) {
+            Ok(answer) => return Ok((next.clone(), answer)),
+            Err(why) => JOURNAL.say("manifest", &why.to_string()),
+        }
+    }
+    Err(first)
 }
 
 /// Finds the ports and sets them all up.

@@ -26,6 +26,8 @@ pub enum Code {
     Version,
     /// The manifest's signature is over.
     Expired,
+    /// The server wants another generation by now than the one whose kernel runs.
+    Changed,
     /// Signature, generation or content of the manifest.
     Manifest,
     /// The root could not be fetched whole.
@@ -56,6 +58,7 @@ impl Code {
             Code::Answer => "ANSWER",
             Code::Version => "VERSION",
             Code::Expired => "EXPIRED",
+            Code::Changed => "CHANGED",
             Code::Manifest => "MANIFEST",
             Code::RootFetch => "ROOT-FETCH",
             Code::RootHash => "ROOT-HASH",
@@ -97,6 +100,9 @@ impl Code {
                 "Build or publish the image again: that signs it anew. If nobody went back to an old image, someone plays one back."
             }
             Code::Expired => "Publish the image again (labshift image publish): that signs it anew.",
+            Code::Changed => {
+                "Nothing, if it goes away with the restart. Else kernel, initramfs and root that the server sends are not of one build."
+            }
             Code::Manifest => {
                 "Publish the image again with the key that the boot files trust; if the signature was good before, someone changed the image."
             }
@@ -125,12 +131,19 @@ pub struct Halt {
     pub stage: Stage,
     /// What is wrong, one sentence.
     pub sentence: String,
+    /// Only another kernel helps.
+    pub needs_reboot: bool,
 }
 
 impl Halt {
     /// A failure at `stage`.
     pub fn new(stage: Stage, code: Code, sentence: impl Into<String>) -> Self {
-        Halt { code, stage, sentence: sentence.into() }
+        Halt { code, stage, sentence: sentence.into(), needs_reboot: false }
+    }
+
+    /// The same, to which trying again under this kernel is no answer.
+    pub fn that_needs_reboot(self) -> Self {
+        Halt { needs_reboot: true, ..self }
     }
 
     /// The form for the wire.

@@ -23,7 +23,7 @@
 //! | [`clock`] | a guest's time after a pause |
 //! | [`life`] | all of it, in order; [`plan`] says it without doing it |
 //! | [`power`], [`button`] | the end |
-//! | [`watchdog`] | the end of a machine that hangs |
+//! | [`watchdog`], [`crash`] | the end of a machine that hangs; what its kernel said last |
 //! | [`sys`] | the crate's unsafe code |
 
 pub mod blocks;
@@ -33,6 +33,7 @@ pub mod clock;
 pub mod cmdline;
 pub mod console;
 pub mod control;
+pub mod crash;
 pub mod dhcp;
 pub mod failure;
 pub mod fetch;

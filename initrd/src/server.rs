@@ -127,10 +127,13 @@ pub fn verify(answer: &BootAnswer, trust: &Trust, root_hash: Option<&str>) -> Re
         return Err(refuse(format!("the signed manifest is of image {}", manifest.name)));
     }
     match root_hash {
-        Some(wanted) if !wanted.eq_ignore_ascii_case(&manifest.root.root_hash) => Err(refuse(format!(
-            "the kernel command line wants root hash {wanted}, the manifest has {}",
-            manifest.root.root_hash
-        ))),
+        Some(wanted) if !wanted.eq_ignore_ascii_case(&manifest.root.root_hash) => {
+            let why = format!(
+                "the kernel command line wants root hash {wanted}, the manifest has {}",
+                manifest.root.root_hash
+            );
+            Err(halt(Code::Changed, why).that_needs_reboot())
+        }
         _ => Ok(manifest),
     }
 }
@@ -265,7 +268,7 @@ mod tests {
         let log: String = (0..2_000).map(|i| format!("line {i} \"quoted\"\n")).collect();
         let stages =
             vec![stage(Stage::Init, None), stage(Stage::Manifest, Some(failure)), stage(Stage::Link, None)];
-        let bytes = datagram(BootReport { mac: MacAddr([2; 6]), attempt: None, stages, log });
+        let bytes = datagram(BootReport { mac: MacAddr([2; 6]), attempt: None, stages, crash: None, log });
         assert!(bytes.len() <= DATAGRAM && bytes.len() > DATAGRAM - 100, "{}", bytes.len());
         let report: BootReport = serde_json::from_slice(&bytes).unwrap();
         assert_eq!(report.stages.len(), 1);

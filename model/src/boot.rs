@@ -308,6 +308,9 @@ pub struct BootReport {
     pub attempt: Option<u64>,
     /// Stages since the last report.
     pub stages: Vec<StageEvent>,
+    /// How the machine's last run ended, if its kernel stopped; until a report with it was taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crash: Option<String>,
     /// Log lines since the last report, the newest last; at most 64 KiB.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub log: String,

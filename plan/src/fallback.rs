@@ -12,17 +12,8 @@ pub const FAILURES: u32 = 3;
 
 /// Codes of failures that say something about an image. The others are the network's, the server's or the site file's: an older
 /// image would fail, too.
-const OF_IMAGE: [&str; 9] = [
-    "MANIFEST",
-    "VERSION",
-    "EXPIRED",
-    "ROOT-HASH",
-    "MEMORY",
-    "MODULE",
-    "MOUNT",
-    "SERVICES",
-    "INTERNAL",
-];
+const OF_IMAGE: [&str; 9] =
+    ["MANIFEST", "VERSION", "EXPIRED", "ROOT-HASH", "MEMORY", "MODULE", "MOUNT", "SERVICES", "INTERNAL"];
 
 /// Whether a failure counts against the image.
 pub fn is_of_image(code: &str) -> bool {

@@ -150,6 +150,11 @@ impl Server {
         })
     }
 
+    /// Waits for the word on how the last run ended.
+    pub fn crash(&self) -> String {
+        self.wait("a crash", |_, reports| reports.iter().find_map(|r| r.crash.clone()))
+    }
+
     /// Waits for a report whose log holds a text.
     pub fn log(&self, text: &str) {
         self.wait(text, |_, reports| reports.iter().any(|r| r.log.contains(text)).then_some(()));

@@ -297,6 +297,75 @@ fn a_service_that_wants_too_much_memory() {
     assert!(server.failure().sentence.contains("greedy ended 5 times in a row"));
 }
 
+/// The server does not answer: the next one is asked, and told.
+#[test]
+fn the_next_server_answers() {
+    let service = service("done", &["/usr/bin/busybox", "sleep", "1000"]);
+    let answer = answer(|manifest| manifest.services = vec![service]);
+    let silent = server(Behaviour { dead: true, ..Default::default() });
+    let next = server(Behaviour { answer: Some(Ok(answer)), ..Default::default() });
+    let arguments = format!("{} labshift.mirror={}", arguments(&silent), next.url());
+    let machine = Bare::start("next-server", Setup { arguments, ..Setup::default() });
+    let serial = machine.says("1 services are up");
+    assert!(
+        serial.contains(&format!("asking {}", next.url())) && !serial.contains("BOOT FAILED"),
+        "{serial}"
+    );
+    next.log("1 services are up");
+}
+
+/// The server wants another generation than the one whose kernel runs (its channel moved, or the node goes back): only a restart helps,
+/// and it comes without twelve tries.
+#[test]
+fn a_generation_that_changed_under_way() {
+    let server = server(Behaviour { answer: Some(Ok(answer(|_| ()))), ..Default::default() });
+    let arguments =
+        format!("labshift.server={} labshift.retry=1 labshift.roothash={}", server.url(), "ab".repeat(32));
+    let machine = Bare::start("generation", Setup { arguments, ..Setup::default() });
+    let failure = server.failure();
+    assert!(failure.code == "CHANGED" && failure.sentence.contains("wants root hash abab"), "{failure:?}");
+    let serial = machine.says_times(" init kernel ", 2);
+    assert!(serial.contains("Failure 1. The machine reboots in 1 s."), "{serial}");
+}
+
+/// PID 1 is gone: a service writes over its code. The kernel stops and restarts the machine, and the next boot tells how the last one
+/// ended, from memory that outlives a restart.
+#[test]
+fn a_dead_pid_1_restarts_the_machine_and_is_told() {
+    let script = "sleep=/usr/bin/busybox; $sleep sleep 2; \
+        set -- $($sleep grep -m1 r-xp /proc/1/maps); from=$((0x${1%-*} / 4096)); to=$((0x${1#*-} / 4096)); \
+        $sleep dd if=/dev/zero of=/proc/1/mem bs=4096 seek=$from count=$((to - from)) conv=notrunc";
+    let answer = answer(|manifest| manifest.services = vec![service("axe", &["/usr/bin/sh", "-c", script])]);
+    let server = server(Behaviour { answer: Some(Ok(answer)), ..Default::default() });
+    let arguments = format!("{} panic=1", arguments(&server));
+    let more = ["-object", "memory-backend-ram,id=erst,size=64K", "-device", "acpi-erst,memdev=erst"];
+    let machine = Bare::start("pid1", Setup { arguments, more: &more, ..Setup::default() });
+    let serial =
+        machine.says("crash the last run ended: Kernel panic - not syncing: Attempted to kill init!");
+    assert!(serial.contains("1 services are up") && serial.matches(" init kernel ").count() == 2, "{serial}");
+    assert!(server.crash().contains("Attempted to kill init!"));
+}
+
+/// The plug is pulled at ten moments of a boot, each drawn by lot (always the same lot). The next boot is as clean as the first.
+#[test]
+fn a_plug_pulled_at_any_moment() {
+    let service = service("done", &["/usr/bin/busybox", "sleep", "1000"]);
+    let answer = answer(|manifest| manifest.services = vec![service]);
+    let server = server(Behaviour { answer: Some(Ok(answer)), ..Default::default() });
+    let arguments = format!("{} labshift.policy=full", arguments(&server));
+    let start = || Bare::start("plug", Setup { arguments: arguments.clone(), ..Setup::default() });
+    let whole = start().says("the server may go away").matches("labshift: [").count();
+    let mut lot = 20_261_123_u32;
+    for _ in 0..10 {
+        lot = lot.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let moment = 1 + (lot >> 8) as usize % whole;
+        let serial = start().says_times("labshift: [", moment);
+        assert!(!serial.contains("BOOT FAILED"), "{serial}");
+    }
+    let serial = start().says("the server may go away");
+    assert!(serial.contains("1 services are up") && !serial.contains("BOOT FAILED"), "{serial}");
+}
+
 /// The kernel is stopped for good (a panic that waits for ever): the board's watchdog, which PID 1 fed until then, starts the machine
 /// anew.
 #[test]

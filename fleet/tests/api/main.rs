@@ -2,5 +2,6 @@
 
 mod dashboard;
 mod day;
+mod fallback;
 mod refusals;
 mod support;

@@ -47,13 +47,18 @@ pub fn example() -> Site {
 
 /// Publishes a small image in a store.
 pub fn publish(store: &Path, name: &str) {
+    publish_with(store, name, "");
+}
+
+/// The same, of another generation for each text of arguments; returns it.
+pub fn publish_with(store: &Path, name: &str, arguments: &str) -> String {
     let manifest = Manifest {
         schema: manifest::SCHEMA,
         name: name.into(),
         kind: ImageKind::Guest,
         architecture: "amd64".into(),
         kernel_release: "6.12".into(),
-        kernel_arguments: String::new(),
+        kernel_arguments: arguments.into(),
         root: Root { root_hash: "00".into(), salt: "11".into(), data_size: 4096, block_size: 4096 },
         files: Default::default(),
         lock: String::new(),
@@ -76,16 +81,22 @@ pub fn publish(store: &Path, name: &str) {
     );
     std::fs::write(dir.join(paths::SIGNATURE), serde_json::to_vec(&signature).expect("JSON"))
         .expect("written");
-    std::fs::write(store.join("channels").join(name), generation).expect("written");
+    std::fs::write(store.join("channels").join(name), &generation).expect("written");
+    generation
 }
 
 impl Lab {
     /// Starts a server whose state lies under `dir`, at a local time of the site.
     pub async fn start(dir: &Path, local: &str) -> Lab {
-        let site = example();
         for image in ["lab", "guest-desktop", "guest-batch"] {
             publish(&dir.join("store"), image);
         }
+        Lab::reopen(dir, local).await
+    }
+
+    /// The same with the store and the state that are there.
+    pub async fn reopen(dir: &Path, local: &str) -> Lab {
+        let site = example();
         let state = dir.join("state");
         let clock = Clock::parse(&format!("manual:{local}"), &site.timezone).expect("a clock");
         let options = FleetOptions {
