@@ -27,7 +27,10 @@ use labshift_model::{
     node::{FromNode, Mode, NodeDesired, ToNode},
     site::{Site, Workstation},
 };
-use labshift_plan::fleet::{self, FleetStep, Inputs, Moment, World};
+use labshift_plan::{
+    fallback::Trials,
+    fleet::{self, FleetStep, Inputs, Moment, World},
+};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
@@ -132,6 +135,8 @@ pub(crate) struct Engine {
     pub(crate) images: Arc<Images>,
     pub(crate) world: World,
     pub(crate) boots: BTreeMap<String, BootLog>,
+    /// What each node has seen of its images.
+    pub(crate) trials: BTreeMap<String, Trials>,
     pub(crate) wakes: BTreeMap<String, Vec<WakeView>>,
     pub(crate) reports: BTreeMap<String, (GuestReport, u64)>,
     pub(crate) rogues: BTreeMap<Ipv4Addr, Timestamp>,
@@ -179,6 +184,7 @@ impl Engine {
             images: view.images.clone(),
             world: World::default(),
             boots: remembered.boots,
+            trials: BTreeMap::new(),
             wakes: BTreeMap::new(),
             reports: remembered.reports,
             rogues: BTreeMap::new(),
@@ -204,6 +210,7 @@ impl Engine {
                     engine.kept.insert((ADOPTED, name.clone()), Kept::default());
                     serde_json::from_str(&json).map(|m: Workstation| drop(engine.adopted.insert(m.mac, m)))
                 }
+                "trials" => serde_json::from_str(&json).map(|t| drop(engine.trials.insert(name.clone(), t))),
                 _ => serde_json::from_str(&json).map(|g| drop(engine.world.guests.insert(name.clone(), g))),
             };
             if let Err(e) = read {
@@ -260,7 +267,8 @@ impl Engine {
     async fn read_store(&mut self) {
         let (store, site, known) =
             (self.shared.options.store.clone(), self.site.clone(), self.images.clone());
-        let read = tokio::task::spawn_blocking(move || Images::read(&store, &site, &known));
+        let good: Vec<_> = self.trials.values().filter_map(|t| t.good.clone()).collect();
+        let read = tokio::task::spawn_blocking(move || Images::read(&store, &site, &good, &known));
         if let Ok(images) = read.await
             && images != *self.images
         {
@@ -449,6 +457,7 @@ impl Engine {
         self.shared.publish(View {
             site: self.site.clone(),
             images: self.images.clone(),
+            trials: self.trials.clone(),
             owners: self.world.guests.iter().filter_map(owner).collect(),
             saved: self.world.guests.iter().filter_map(saved).collect(),
         });

@@ -24,7 +24,7 @@
 //! | [`clock`] | a guest's time after a pause |
 //! | [`life`] | all of it, in order; [`plan`] says it without doing it |
 //! | [`power`], [`button`] | the end |
-//! | [`watchdog`] | the end of a machine that hangs |
+//! | [`watchdog`], [`crash`] | the end of a machine that hangs; what its kernel said last |
 //! | [`sys`] | the crate's unsafe code |
 
 pub mod adoption;
@@ -35,6 +35,7 @@ pub mod clock;
 pub mod cmdline;
 pub mod console;
 pub mod control;
+pub mod crash;
 pub mod dhcp;
 pub mod failure;
 pub mod fetch;

@@ -95,6 +95,8 @@ struct State {
     restarts: u32,
     in_a_row: u32,
     last_exit: Option<String>,
+    /// Times that the kernel had ended something of it for want of memory, before this run.
+    out_of_memory: u64,
     /// Waits for the ready path of the run under way.
     watch: Option<tokio::task::JoinHandle<()>>,
 }
@@ -122,6 +124,7 @@ impl Supervisor {
             restarts: 0,
             in_a_row: 0,
             last_exit: None,
+            out_of_memory: 0,
             watch: None,
         };
         let (events, inbox) = mpsc::unbounded_channel();
@@ -348,7 +351,14 @@ impl Supervisor {
         }
     }
 
-    fn ended(&mut self, i: usize, pid: u32, (success, words): (bool, String)) {
+    fn ended(&mut self, i: usize, pid: u32, (success, mut words): (bool, String)) {
+        let times = self.surroundings.cgroups.out_of_memory(&self.services[i].name);
+        if std::mem::replace(&mut self.states[i].out_of_memory, times) < times {
+            words += &match self.services[i].limits.memory_mib {
+                Some(limit) => format!(": it needed more than its {limit} MiB of memory"),
+                None => ": the machine had no memory left".to_owned(),
+            };
+        }
         JOURNAL.say("service", &format!("{} {words}", self.services[i].name));
         self.states[i].last_exit = Some(words);
         if !self.stopping {

@@ -37,6 +37,7 @@ fn shell(name: &str, script: &str, after: &[&str], restart: Restart, ready: Opti
         user: None,
         ready: ready.map(Into::into),
         tty: None,
+        limits: Default::default(),
     }
 }
 

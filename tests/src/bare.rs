@@ -21,8 +21,9 @@ use labshift_lab::{
     screen::{Letters, Picture},
 };
 use labshift_model::{
-    boot::{BootAnswer, BootReport, Failure},
-    manifest::{Manifest, generation_of, sign},
+    boot::{BootAnswer, BootReport, Failure, SignedAnswer},
+    manifest::{Manifest, generation_of, public, sign},
+    paths,
 };
 use serde_json::json;
 
@@ -36,13 +37,21 @@ pub fn key() -> SigningKey {
     SigningKey::from_bytes(&[42; 32])
 }
 
+/// The key with which [`Server`] signs its answers.
+pub fn server_key() -> SigningKey {
+    SigningKey::from_bytes(&[43; 32])
+}
+
 /// Directory of an image's current generation.
 pub fn image(name: &str) -> PathBuf {
     let channel = fs::read_to_string(store().join("channels").join(name)).expect("reading the channel");
     store().join("images").join(name).join(channel.trim())
 }
 
-/// A signed answer for a small node image: the batch guest's root under the lab's kernel. `change` may alter the manifest before it is
+/// The time when these images are signed; their machines boot 40 minutes later.
+pub const SIGNED: &str = "2026-11-23T07:00:00Z";
+
+/// An answer for a small node image: the batch guest's root under the lab's kernel. `change` may alter the manifest before it is
 /// signed.
 pub fn answer(change: impl FnOnce(&mut Manifest)) -> BootAnswer {
     let read = |name: &str| {
@@ -60,19 +69,21 @@ pub fn answer(change: impl FnOnce(&mut Manifest)) -> BootAnswer {
         room: "room".into(),
         image: manifest.name.clone(),
         generation: generation_of(&bytes),
-        signature: sign(&bytes, &key()),
+        signature: sign(&bytes, &key(), SIGNED.parse().expect("a time"), manifest.valid_days),
         manifest: String::from_utf8(bytes).expect("JSON is text"),
         attempt: 7,
         token: "token".into(),
         now: "2026-11-23T07:40:00Z".parse().expect("a time"),
+        nonce: String::new(),
     }
 }
 
-/// An archive that goes over the image's initramfs: it trusts [`key`], and holds these files besides.
+/// An archive that goes over the image's initramfs: it trusts [`key`] and [`server_key`], and holds these files besides.
 pub fn overlay(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut archive = Archive::default();
-    let trusted = sign(&[], &key()).key + "\n";
-    archive.file("etc/labshift/trusted-keys", 0o644, trusted.as_bytes());
+    for (file, key) in [(paths::TRUSTED_KEYS, key()), (paths::SERVER_KEYS, server_key())] {
+        archive.file(&file[1..], 0o644, format!("{}\n", public(&key)).as_bytes());
+    }
     for (path, content) in files {
         archive.file(path, 0o755, content);
     }
@@ -84,6 +95,8 @@ pub fn overlay(files: &[(&str, &[u8])]) -> Vec<u8> {
 pub struct Behaviour {
     /// The boot answer, or a refusal.
     pub answer: Option<Result<BootAnswer, String>>,
+    /// The answer was recorded when another machine asked.
+    pub recorded: bool,
     /// The root file that it serves.
     pub root: PathBuf,
     /// Byte of the root that comes out flipped.
@@ -135,6 +148,11 @@ impl Server {
         self.wait("a failure", |_, reports| {
             reports.iter().flat_map(|r| &r.stages).find_map(|s| s.failure.clone())
         })
+    }
+
+    /// Waits for the word on how the last run ended.
+    pub fn crash(&self) -> String {
+        self.wait("a crash", |_, reports| reports.iter().find_map(|r| r.crash.clone()))
     }
 
     /// Waits for a report whose log holds a text.
@@ -204,9 +222,17 @@ fn converse(shared: &Shared, mut stream: TcpStream) -> std::io::Result<()> {
         stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body))
     };
     if first.contains("/v1/boot/answer") {
-        let answer = shared.lock().0.answer.clone();
+        let (answer, recorded) = {
+            let state = shared.lock();
+            (state.0.answer.clone(), state.0.recorded)
+        };
+        let nonce = first.split(['&', ' ']).find_map(|word| word.strip_prefix("nonce="));
         match answer {
-            Some(Ok(answer)) => reply("200 OK", &serde_json::to_vec(&answer)?),
+            Some(Ok(answer)) => {
+                let nonce = nonce.filter(|_| !recorded).unwrap_or("earlier").to_owned();
+                let signed = SignedAnswer::sign(&BootAnswer { nonce, ..answer }, &server_key());
+                reply("200 OK", &serde_json::to_vec(&signed)?)
+            }
             Some(Err(reason)) => reply("403 Forbidden", reason.as_bytes()),
             None => Ok(()),
         }

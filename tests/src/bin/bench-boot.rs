@@ -99,6 +99,7 @@ fn labshift() -> Boot {
             user: None,
             ready: None,
             tty: None,
+            limits: Default::default(),
         });
     });
     let root = image("lab").join("root.erofs");
