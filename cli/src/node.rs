@@ -60,8 +60,8 @@ pub fn run(command: Node, json: bool) -> Result<()> {
             let request = ModeRequest { mode, until: None, cause: "asked on the command line".into() };
             done(ask(&server, |c| c.ask(&node, "mode", &request))?, json)?;
         }
-        Node::Reboot { node, server } => {
-            let request = RebootRequest { cause: "asked on the command line".into() };
+        Node::Reboot { node, kexec, server } => {
+            let request = RebootRequest { cause: "asked on the command line".into(), kexec };
             done(ask(&server, |c| c.ask(&node, "reboot", &request))?, json)?;
         }
     }

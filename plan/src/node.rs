@@ -137,6 +137,8 @@ pub enum Step {
     },
     /// Ask init to reboot.
     Reboot,
+    /// Ask init to start the next kernel itself.
+    Kexec,
     /// Ask init to arm Wake-on-LAN and power off.
     PowerOff,
 }
@@ -158,7 +160,7 @@ impl Step {
             | Step::ForgetGuest { guest } => guest,
             Step::WithdrawWarning | Step::HideGuest | Step::ShowGuest { .. } => "screen",
             Step::StopRcuda | Step::StartRcuda => "rcuda",
-            Step::Reboot | Step::PowerOff => "power",
+            Step::Reboot | Step::Kexec | Step::PowerOff => "power",
         }
     }
 
@@ -198,6 +200,7 @@ impl Step {
                 format!("removing image {}", labshift_model::manifest::short(generation))
             }
             Step::Reboot => "rebooting".into(),
+            Step::Kexec => "starting the next kernel".into(),
             Step::PowerOff => "powering off".into(),
         }
     }
@@ -295,6 +298,8 @@ pub struct NodeObserved {
     pub idle_seconds: Option<u64>,
     /// An admin asked for a reboot of this boot.
     pub reboot: bool,
+    /// Without the firmware's start-up.
+    pub kexec: bool,
     /// Failures by [`Step::subject`].
     pub troubles: BTreeMap<String, Trouble>,
 }
