@@ -114,7 +114,7 @@ struct Channel {
 enum Effect {
     Wake { node: String, mac: MacAddr, address: Ipv4Addr, view: WakeView },
     Desire { node: String, desired: Box<NodeDesired> },
-    Reboot { node: String, attempt: u64, cause: String },
+    Reboot { node: String, attempt: u64, cause: String, kexec: bool },
     Prune { guest: String, keep: u64 },
     Reported(oneshot::Sender<()>),
     Answer(oneshot::Sender<Result<Done, Refusal>>, Result<String, Refusal>),
@@ -393,7 +393,9 @@ impl Engine {
                 self.wakes.entry(node).or_default().push(view);
             }
             Effect::Desire { node, desired } => self.send(&node, ToNode::Desired(desired)),
-            Effect::Reboot { node, attempt, cause } => self.send(&node, ToNode::Reboot { attempt, cause }),
+            Effect::Reboot { node, attempt, cause, kexec } => {
+                self.send(&node, ToNode::Reboot { attempt, cause, kexec });
+            }
             Effect::Prune { guest, keep } => {
                 if let Err(e) = saved::prune(&self.shared.options.state, &guest, keep).await {
                     tracing::warn!(guest, "removing old saved states: {e}");

@@ -63,13 +63,13 @@ fn a_signature_ends_and_a_later_build_signs_anew() {
     world.recipe(
         &RECIPE.replace("name = \"tiny\"", "name = \"tiny\"\nvalid_days = 10\nminimum = \"2026-10-01\""),
     );
-    let first = build(&world.options(), &Silent).unwrap();
-    let store = Store::open(&world.options().store).unwrap();
+    let options = world.options();
+    let sources = Sources { now: options.sources.now + day, ..world.options().sources };
+    let first = build(&options, &Silent).unwrap();
+    let store = Store::open(&options.store).unwrap();
     let before = inspect(&store, "tiny", None).unwrap().signature;
     assert_eq!(before.expires, Some(before.signed + day * 10));
-    let later = world.options();
-    let sources = Sources { now: later.sources.now + day, ..later.sources };
-    let again = build(&BuildOptions { sources, ..later }, &Silent).unwrap();
+    let again = build(&BuildOptions { sources, ..options }, &Silent).unwrap();
     assert_eq!((again.generation, again.published), (first.generation, Published::AlreadyThere));
     let after = inspect(&store, "tiny", None).unwrap().signature;
     assert_eq!(after.signed, before.signed + day);

@@ -230,7 +230,7 @@ fn from_network(
         &answer,
         &manifest,
         &server,
-        &trust.images,
+        &trust,
         lease.network(&port.name, port.mac),
         agent.clone(),
     );

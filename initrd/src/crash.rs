@@ -18,8 +18,10 @@ const LINES: usize = 60;
 pub fn take(sysroot: &Path) -> Option<String> {
     let directory = sysroot.join("sys/fs/pstore");
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    // There already, or not in this kernel: the directory says which.
-    let _ = mount(Some("pstore"), &directory, Some("pstore"), flags, None::<&str>);
+    if sysroot == Path::new("/") {
+        // There already, or not in this kernel: the directory says which.
+        let _ = mount(Some("pstore"), &directory, Some("pstore"), flags, None::<&str>);
+    }
     let mut records = vec![];
     for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
         if let Ok(bytes) = fs::read(entry.path()) {

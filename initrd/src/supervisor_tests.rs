@@ -50,6 +50,7 @@ fn surroundings(scratch: &Scratch, arm: fn(&Path, &str) -> anyhow::Result<Vec<St
         wake: None,
         who: (None, None),
         reporter: None,
+        next: None,
         arm,
     }
 }

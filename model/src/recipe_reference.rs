@@ -256,6 +256,7 @@ mod tests {
             ".boolean(\"",
             ".section(\"",
             ".sections(\"",
+            " number(\"",
         ] {
             let found =
                 source.match_indices(method).filter_map(|(i, m)| source[i + m.len()..].split('"').next());

@@ -90,11 +90,21 @@ pub fn overlay(files: &[(&str, &[u8])]) -> Vec<u8> {
     archive.finish()
 }
 
+/// The lab image's initramfs with an [`overlay`].
+pub fn initrd(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut initrd = fs::read(image("lab").join(paths::INITRD)).expect("reading the initramfs");
+    initrd.resize(initrd.len().next_multiple_of(4), 0);
+    initrd.extend(overlay(files));
+    initrd
+}
+
 /// What the server does when it is asked.
 #[derive(Default)]
 pub struct Behaviour {
     /// The boot answer, or a refusal.
     pub answer: Option<Result<BootAnswer, String>>,
+    /// The answer to every question after the first.
+    pub then: Option<BootAnswer>,
     /// The answer was recorded when another machine asked.
     pub recorded: bool,
     /// The root file that it serves.
@@ -106,7 +116,7 @@ pub struct Behaviour {
     /// The server is dead now.
     pub dead: bool,
     /// Other files that it serves, by path.
-    pub files: Vec<(&'static str, PathBuf)>,
+    pub files: Vec<(String, PathBuf)>,
     /// Bytes of root and files that it has sent.
     pub sent: u64,
 }
@@ -223,8 +233,12 @@ fn converse(shared: &Shared, mut stream: TcpStream) -> std::io::Result<()> {
     };
     if first.contains("/v1/boot/answer") {
         let (answer, recorded) = {
-            let state = shared.lock();
-            (state.0.answer.clone(), state.0.recorded)
+            let mut state = shared.lock();
+            let answer = state.0.answer.clone();
+            if let Some(then) = state.0.then.take() {
+                state.0.answer = Some(Ok(then));
+            }
+            (answer, state.0.recorded)
         };
         let nonce = first.split(['&', ' ']).find_map(|word| word.strip_prefix("nonce="));
         match answer {
@@ -374,11 +388,10 @@ impl Bare {
         drop(fs::remove_dir_all(&directory));
         fs::create_dir_all(&directory).expect("making the machine's directory");
         let from = setup.foreign.clone().unwrap_or_else(|| image("lab"));
-        let mut initrd = fs::read(from.join("initrd.img")).expect("reading the initramfs");
-        if setup.foreign.is_none() {
-            initrd.resize(initrd.len().next_multiple_of(4), 0);
-            initrd.extend(overlay(setup.overlay));
-        }
+        let initrd = match setup.foreign {
+            Some(_) => fs::read(from.join("initrd.img")).expect("reading the initramfs"),
+            None => initrd(setup.overlay),
+        };
         fs::write(directory.join("initrd.img"), initrd).expect("writing the initramfs");
         let listen =
             |what: &str| UnixListener::bind(short(&directory).join(what)).expect("listening for QEMU");

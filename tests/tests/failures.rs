@@ -2,7 +2,10 @@
 
 use std::net::UdpSocket;
 
-use labshift_model::service::{Limits, Restart, Service};
+use labshift_model::{
+    manifest::{FileEntry, generation_of},
+    service::{Limits, Restart, Service},
+};
 use labshift_tests::{
     bare::{Bare, Behaviour, Cable, MAC, Server, Setup, answer, frame_with, image},
     page_letters, text_screen_letters,
@@ -364,6 +367,47 @@ fn a_plug_pulled_at_any_moment() {
     }
     let serial = start().says("the server may go away");
     assert!(serial.contains("1 services are up") && !serial.contains("BOOT FAILED"), "{serial}");
+}
+
+/// `labshift node reboot --kexec`: init loads the next generation's kernel while services run, stops them, and starts it. QEMU ends at
+/// any restart through the firmware here.
+#[test]
+fn another_generation_without_firmware() {
+    let ask = r#"/usr/bin/busybox sleep 2; exec /run/labshift/modprobe --ask '{"request":"kexec"}'"#;
+    let first = answer(|manifest| {
+        manifest.services = vec![
+            service("old", &["/usr/bin/busybox", "sleep", "1000"]),
+            Service { restart: Restart::Never, ..service("asks", &["/usr/bin/sh", "-c", ask]) },
+        ];
+    });
+    let directory = labshift_tests::root().join("target/test-lab/kexec");
+    std::fs::create_dir_all(&directory).expect("making the directory");
+    let (vmlinuz, initrd) = (image("lab").join("vmlinuz"), directory.join("initrd.img"));
+    std::fs::write(&initrd, labshift_tests::bare::initrd(&[])).expect("writing the initramfs");
+    let entry = |file: &std::path::Path| {
+        let bytes = std::fs::read(file).expect("reading it");
+        FileEntry { size: bytes.len() as u64, sha256: generation_of(&bytes) }
+    };
+    let (kernel_entry, initrd_entry) = (entry(&vmlinuz), entry(&initrd));
+    let then = answer(|manifest| {
+        manifest.services = vec![service("new", &["/usr/bin/busybox", "sleep", "1000"])];
+        manifest.files.insert("vmlinuz".into(), kernel_entry);
+        manifest.files.insert("initrd.img".into(), initrd_entry);
+    });
+    let at = format!("/images/lab/{}", then.generation);
+    let files = vec![(format!("{at}/vmlinuz"), vmlinuz), (format!("{at}/initrd.img"), initrd)];
+    let behaviour = Behaviour { answer: Some(Ok(first)), then: Some(then), files, ..Default::default() };
+    let server = server(behaviour);
+    let setup = Setup { arguments: arguments(&server), more: &["-no-reboot"], ..Setup::default() };
+    let machine = Bare::start("kexec", setup);
+    let serial = machine.says("service new started");
+    let order =
+        ["old started", "is loaded", "stopping services", "starting the next kernel", " init kernel "];
+    let mut rest = &serial[..];
+    for text in order {
+        let at = rest.find(text).unwrap_or_else(|| panic!("no {text:?} in its place: {serial}"));
+        rest = &rest[at..];
+    }
 }
 
 /// The kernel is stopped for good (a panic that waits for ever): the board's watchdog, which PID 1 fed until then, starts the machine
