@@ -286,7 +286,7 @@ fn a_runtime_that_crashes_in_a_loop() {
 fn a_service_that_wants_too_much_memory() {
     let limits = Limits { memory_mib: Some(16), cpu_weight: Some(20), processes: Some(8) };
     // tail keeps what has no line end: here, everything.
-    let script = "cd /sys/fs/cgroup/labshift/greedy; echo limits $(cat cpu.weight pids.max memory.max); \
+    let script = "cd /sys/fs/cgroup/labshift/greedy; echo limits $(/usr/bin/busybox cat cpu.weight pids.max memory.max); \
                   /usr/bin/busybox tail -n 1 /dev/zero & wait; exec /usr/bin/busybox sleep 1000";
     let answer = answer(|manifest| {
         let greedy = Service { limits, ..service("greedy", &["/usr/bin/sh", "-c", script]) };
