@@ -3,7 +3,8 @@
 //! ```text
 //!   lab network   DHCP, TFTP            pxe::BootPlane ---asks---> fleet::Directory
 //!   lab network   HTTP :8080            pxe routes + fleet routes (nodes, guests)
-//!   this machine  HTTP 127.0.0.1:8088   fleet routes (admins) + dashboard
+//!   lab network   HTTPS (--https-port)   the same + images that admins push
+//!   this machine  HTTP 127.0.0.1:8088   fleet routes (admins) + dashboard + images that admins push
 //! ```
 
 use std::{
@@ -30,7 +31,7 @@ use tracing::{info, warn};
 
 use crate::{
     args::{DhcpMode, Serve},
-    site,
+    receive, site,
 };
 
 /// How often the site file is looked at.
@@ -94,14 +95,15 @@ async fn serve(arguments: Serve) -> Result<()> {
         async move { drop(stopped.wait_for(|s| *s).await) }
     };
     let (front, machines) = (plane.http_front(), plane.http_router().merge(fleet.router()));
-    let secure = machines.clone();
+    let images = receive::router(fleet.clone(), arguments.store.clone());
+    let secure = machines.clone().merge(images.clone());
     let https = async {
         match tls {
             Some((tls, listener)) => tls.serve(listener, secure).await,
             None => std::future::pending().await,
         }
     };
-    let people = fleet.router().merge(fleet.dashboard());
+    let people = fleet.router().merge(fleet.dashboard()).merge(images);
     // A task of its own: planning for a large site must not hold up the machines that boot.
     let (engine, end) = (fleet.clone(), until());
     let mut engine = tokio::spawn(async move { engine.run(end).await });

@@ -77,6 +77,12 @@ pub(crate) enum Request {
     Reboot(String, api::RebootRequest),
     Fence(String, api::FenceRequest),
     Clock(api::ClockRequest),
+    /// Noted, not granted: the image is in the store already.
+    Push {
+        image: String,
+        generation: String,
+        channel: String,
+    },
 }
 
 /// Why a request was refused.

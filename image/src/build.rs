@@ -34,7 +34,7 @@ use crate::{
     recipe_file::{self, Loaded},
     record::Record,
     root::Building,
-    sbom,
+    sbom, sign,
     store::{Published, Store},
     tools::Tools,
     uki,
@@ -182,6 +182,10 @@ impl Job {
         Ok(Job { loaded, name, kind, kernel, programs, key, cache, lock })
     }
 
+    pub(crate) fn key(&self) -> &SigningKey {
+        &self.key
+    }
+
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
@@ -266,6 +270,20 @@ impl Job {
                 status: "boot stub".into(),
                 output: e.to_string(),
             })?;
+            let image = match &recipe.secure_boot {
+                None => image,
+                Some(boot) => {
+                    let bytes = |path: &String| loaded.files.get(path).map_or(&[][..], Vec::as_slice);
+                    let certificate = sign::certificate(&boot.cert, bytes(&boot.cert))?;
+                    let der = sign::der(&boot.cert, &certificate)?;
+                    write(directory, sign::CERTIFICATE, &der)?;
+                    files.insert(sign::CERTIFICATE.to_owned(), entry_of(&directory.join(sign::CERTIFICATE))?);
+                    match &boot.key {
+                        Some(key) => sign::with_key(&image, (key, bytes(key)), &certificate)?,
+                        None => image,
+                    }
+                }
+            };
             write(directory, paths::UKI, &image)?;
             files.insert(paths::UKI.to_owned(), entry_of(&directory.join(paths::UKI))?);
         }
@@ -286,10 +304,7 @@ impl Job {
             modules: recipe.root_modules.clone(),
             ports: recipe.ports.clone(),
         };
-        let bytes = manifest.to_bytes();
-        let signature = manifest::sign(&bytes, &self.key);
-        write(directory, paths::MANIFEST, &bytes)?;
-        write(directory, paths::SIGNATURE, &serde_json::to_vec_pretty(&signature).unwrap_or_default())?;
+        write_manifest(directory, &manifest, &self.key)?;
         Ok(Assembled { manifest, root_bytes, warnings: root.warnings })
     }
 }
@@ -336,7 +351,19 @@ fn published_lock(lock: &Lock) -> Lock {
     lock
 }
 
-fn write(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), BuildError> {
+/// Writes a manifest with its signature.
+pub(crate) fn write_manifest(
+    directory: &Path,
+    manifest: &Manifest,
+    key: &SigningKey,
+) -> Result<(), BuildError> {
+    let bytes = manifest.to_bytes();
+    let signature = manifest::sign(&bytes, key);
+    write(directory, paths::MANIFEST, &bytes)?;
+    write(directory, paths::SIGNATURE, &serde_json::to_vec_pretty(&signature).unwrap_or_default())
+}
+
+pub(crate) fn write(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), BuildError> {
     let path = directory.join(name);
     fs::write(&path, bytes).at("writing", &path)
 }
@@ -355,7 +382,7 @@ pub(crate) fn entries(directory: &Path, except: &[&str]) -> Result<BTreeMap<Stri
     Ok(entries)
 }
 
-fn entry_of(path: &Path) -> Result<FileEntry, BuildError> {
+pub(crate) fn entry_of(path: &Path) -> Result<FileEntry, BuildError> {
     let mut file = fs::File::open(path).at("opening", path)?;
     let (mut hash, mut size, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
     loop {

@@ -3,6 +3,7 @@
 //! ```text
 //! STORE/keys/signing.key              seed in hex, 0600, made on first use
 //! STORE/keys/signing.pub              its public key, a line of a trusted-keys file
+//! STORE/keys/trusted                  public keys of other stores, whose images may be pushed here: see `receive`
 //! STORE/images/NAME/GENERATION/       complete, never changed again
 //! STORE/channels, STORE/history       which generations are served: see `channel`
 //! STORE/built/NAME                    what the last build was made of: see `record`
@@ -17,7 +18,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ed25519_dalek::SigningKey;
+use ed25519_dalek::{SigningKey, VerifyingKey};
 use jiff::Timestamp;
 use labshift_model::{manifest, paths};
 use nix::fcntl::{Flock, FlockArg};
@@ -109,6 +110,14 @@ impl Store {
             scratch::write_whole(&public, line.as_bytes(), 0o644, false).at("writing", &public)?;
         }
         Ok(key)
+    }
+
+    /// Keys whose images are right: this store's own, and those of other stores, which `keys/trusted` lists.
+    pub fn trusted(&self) -> Result<Vec<VerifyingKey>, BuildError> {
+        let mut keys = vec![self.signing_key()?.verifying_key()];
+        let others = fs::read_to_string(self.directory.join("keys/trusted")).unwrap_or_default();
+        keys.extend(manifest::trusted_keys(&others));
+        Ok(keys)
     }
 
     /// Where a generation lies.

@@ -59,6 +59,17 @@ pub struct Recipe {
     pub ports: Vec<u16>,
     /// Host name until the server gives one.
     pub hostname: Option<String>,
+    /// Who signs the kernel image for Secure Boot.
+    pub secure_boot: Option<SecureBoot>,
+}
+
+/// Who signs the kernel image for UEFI's Secure Boot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecureBoot {
+    /// Path of the certificate that the machines' firmware knows.
+    pub cert: String,
+    /// Path of its key; absent when somebody else signs later.
+    pub key: Option<String>,
 }
 
 /// One file, link or directory that a recipe adds.
@@ -169,6 +180,7 @@ impl Recipe {
             prune: joined(base.prune, self.prune),
             ports: joined(base.ports, self.ports),
             hostname: self.hostname.or(base.hostname),
+            secure_boot: self.secure_boot.or(base.secure_boot),
         }
     }
 
@@ -177,6 +189,9 @@ impl Recipe {
         let name = self.name.as_deref().ok_or("it has no \"name\": it is a base for other recipes")?;
         let kind = self.kind.ok_or("it has no \"kind\": write kind = \"host\" or kind = \"guest\"")?;
         let kernel = self.kernel.as_deref().ok_or("it has no kernel: write [kernel] package = \"...\"")?;
+        if kind == ImageKind::Guest && self.secure_boot.is_some() {
+            return Err("[secure_boot] is for images of kind \"host\": a guest has no kernel image of its own to sign".into());
+        }
         let both = self.packages.iter().find(|p| self.leave_out.contains(p));
         if let Some(package) = both {
             return Err(format!("package {package} is in \"packages\" and in \"leave_out\": remove one"));
@@ -225,6 +240,12 @@ fn read(source: &Source<'_>) -> Recipe {
         keep_modules = all(source, section.strings("keep"), "a module name or glob", is_glob);
         section.close();
     }
+    let secure_boot = root.section("secure_boot").and_then(|section| {
+        let cert = section.required("cert", "the certificate (PEM or DER) that the machines' firmware knows");
+        let key = text(section.string("key"));
+        section.close();
+        Some(SecureBoot { cert: (*cert?.get_ref()).to_owned(), key })
+    });
     let recipe = Recipe {
         name,
         kind,
@@ -248,6 +269,7 @@ fn read(source: &Source<'_>) -> Recipe {
         prune: all(source, root.strings("prune"), "a glob without a leading /", is_relative),
         ports: ports(source, &root),
         hostname: root.string("hostname").and_then(|h| checked(source, h, "a host name", is_name)),
+        secure_boot,
     };
     twice(source, &root);
     root.close();

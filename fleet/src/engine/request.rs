@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use jiff::ToSpan;
 use labshift_model::{
     api::{Done, EventKind, Override},
+    manifest,
     node::Mode,
 };
 use labshift_plan::fleet::{Hold, NodeEvent};
@@ -109,6 +110,11 @@ impl Engine {
                 );
                 self.hear(&node, NodeEvent::Fenced { cause });
                 Ok(format!("{node} counts as off; its guests go on elsewhere"))
+            }
+            Request::Push { image, generation, channel } => {
+                let text = format!("an admin pushed {image}@{}", manifest::short(&generation));
+                self.note(EventKind::Admin, &image, "", text, &format!("channel {channel} points to it"));
+                Ok(format!("{image}: {channel} is {generation}"))
             }
             Request::Clock(request) => {
                 let to = clock::read_time(&request.now, &self.site.timezone)
