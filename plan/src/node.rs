@@ -23,6 +23,7 @@
 //!
 //! - A guest that does work is never ended, only saved; its local copy stays until the store has verified its own.
 //! - A desktop is never ended without warning and grace.
+//! - A guest that hangs before its PID 1 is reset a few times, with growing patience: nothing can be lost in it.
 //! - While the server can't be reached the node follows the schedule it was given last
 //!   ([`NodeDesired::upcoming`]), but leaves a desktop alone while somebody uses it.
 //! - A step that failed is left out until its back-off is over; steps that do not need it go on.
@@ -47,6 +48,13 @@ pub const SHUTDOWN_GRACE_SECONDS: u32 = 30;
 
 /// A desktop whose keyboard was touched within so many seconds is in use; a node on its own leaves it alone.
 pub const IN_USE_SECONDS: u64 = 600;
+
+/// A guest that has said nothing on its console so long after it was switched on hangs before its PID 1; each reset
+/// doubles it.
+pub const SILENT_SECONDS: u64 = 60;
+
+/// So often a silent guest is reset before it is left alone for a person to look at.
+pub const MOST_RESETS: u32 = 3;
 
 /// One thing to do. A step is safe to repeat: performing it twice is the same as performing it once.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -106,6 +114,11 @@ pub enum Step {
         /// Guest.
         guest: String,
     },
+    /// Switch a guest off that hangs before its PID 1, and boot it again.
+    ResetGuest {
+        /// Guest.
+        guest: String,
+    },
     /// Bring a saved state back to life, from the node's own copy if there is one.
     RestoreGuest {
         /// Guest.
@@ -153,6 +166,7 @@ impl Step {
             | Step::SaveGuest { guest, .. }
             | Step::UploadSaved { guest, .. }
             | Step::StartGuest { guest }
+            | Step::ResetGuest { guest }
             | Step::RestoreGuest { guest, .. }
             | Step::ResumeGuest { guest }
             | Step::ForgetGuest { guest } => guest,
@@ -164,7 +178,8 @@ impl Step {
 
     /// The step can be abandoned half-way without harm when the plan changes: it only moves bytes or waits.
     pub fn may_be_abandoned(&self) -> bool {
-        matches!(self, Step::FetchImage { .. } | Step::AwaitGrace { .. } | Step::UploadSaved { .. })
+        use Step::{AwaitGrace, FetchImage, ShowGuest, UploadSaved};
+        matches!(self, FetchImage { .. } | AwaitGrace { .. } | UploadSaved { .. } | ShowGuest { .. })
     }
 
     /// The same work, whatever time is left for it.
@@ -189,6 +204,7 @@ impl Step {
             Step::UploadSaved { guest, .. } => format!("uploading {guest}"),
             Step::StopRcuda => "stopping remote CUDA".into(),
             Step::StartGuest { guest } => format!("starting {guest}"),
+            Step::ResetGuest { guest } => format!("resetting {guest}, which says nothing"),
             Step::RestoreGuest { guest, .. } => format!("restoring {guest}"),
             Step::ResumeGuest { guest } => format!("resuming {guest}"),
             Step::ShowGuest { guest } => format!("showing {guest}"),
@@ -250,6 +266,10 @@ pub struct GuestObserved {
     pub revision: u64,
     /// The last state saved here.
     pub saved: Option<SavedCopy>,
+    /// Seconds since it was switched on, while nothing came from its console; `None` for one that was restored.
+    pub silent_seconds: Option<u64>,
+    /// How often it was reset since it was started.
+    pub resets: u32,
 }
 
 /// What is on the screen.

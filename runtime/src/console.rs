@@ -36,6 +36,14 @@ pub async fn follow(guest: String, path: std::path::PathBuf) {
     }
 }
 
+/// Seconds since a guest was switched on that has not said anything: its console's file, which its start emptied, is still
+/// empty.
+pub fn silent_seconds(path: &Path) -> Option<u64> {
+    let file = std::fs::metadata(path).ok()?;
+    let age = file.modified().ok()?.elapsed().unwrap_or_default();
+    (file.len() == 0).then_some(age.as_secs())
+}
+
 /// New bytes since `position`, at most [`AT_ONCE`], and how many before them were skipped. A file that got
 /// shorter was started anew.
 fn read_from(path: &Path, position: &mut u64) -> std::io::Result<(Vec<u8>, u64)> {
@@ -118,5 +126,20 @@ mod tests {
         assert_eq!(read_from(&path, &mut position).unwrap(), (vec![], 0));
         std::fs::write(&path, b"new").unwrap();
         assert_eq!(read_from(&path, &mut position).unwrap(), (b"new".to_vec(), 0));
+    }
+
+    #[test]
+    fn a_guest_is_silent_until_its_first_byte() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("console.log");
+        assert_eq!(silent_seconds(&path), None, "never switched on");
+        let file = std::fs::File::create(&path).unwrap();
+        let now = file.metadata().unwrap().modified().unwrap();
+        file.set_modified(now - Duration::from_secs(70)).unwrap();
+        assert!(silent_seconds(&path).unwrap() >= 70);
+        file.set_modified(now + Duration::from_secs(3600)).unwrap();
+        assert_eq!(silent_seconds(&path), Some(0), "the clock was set back");
+        std::fs::write(&path, b"x").unwrap();
+        assert_eq!(silent_seconds(&path), None);
     }
 }

@@ -298,9 +298,12 @@ impl Engine {
         let performer = &self.performer;
         let domains = performer.hypervisor.list().await?;
         let records = performer.records.all();
-        let guests = observe::guests(&records, &domains, |guest, revision| {
-            performer.records.memory(guest, revision).is_file()
-        });
+        let guests = observe::guests(
+            &records,
+            &domains,
+            |guest, revision| performer.records.memory(guest, revision).is_file(),
+            |guest| console::silent_seconds(&performer.records.console(guest)),
+        );
         let rcuda = performer.rcuda.state().borrow().clone();
         let screen = performer.screen.state().borrow().clone();
         if rcuda.exits > self.rcuda_exits {
@@ -344,7 +347,7 @@ impl Engine {
         });
         for name in observed.guests.keys().filter(|name| alive(name)) {
             if !self.consoles.contains_key(name) {
-                let path = self.performer.records.directory(name).join(crate::domain::CONSOLE);
+                let path = self.performer.records.console(name);
                 self.consoles.insert(name.clone(), tokio::spawn(console::follow(name.clone(), path)));
             }
         }

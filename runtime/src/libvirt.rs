@@ -148,6 +148,17 @@ impl Hypervisor {
         self.with_domain("switch off", name, |d| if d.is_active()? { d.destroy() } else { Ok(()) }).await
     }
 
+    /// Switches a domain off and on again, as it was defined.
+    pub async fn power_cycle(&self, name: &str) -> Result<(), LibvirtError> {
+        self.with_domain("switch off and on", name, |d| {
+            if d.is_active()? {
+                d.destroy()?;
+            }
+            d.create().map(drop)
+        })
+        .await
+    }
+
     /// Forgets a domain that does not run.
     pub async fn forget(&self, name: &str) -> Result<(), LibvirtError> {
         self.with_domain("forget", name, |d| d.undefine()).await

@@ -11,6 +11,7 @@ pub fn guests(
     records: &BTreeMap<String, Record>,
     domains: &BTreeMap<String, Found>,
     memory_is_here: impl Fn(&str, u64) -> bool,
+    silent: impl Fn(&str) -> Option<u64>,
 ) -> BTreeMap<String, GuestObserved> {
     let observe = |(name, record): (&String, &Record)| {
         let found = domains.get(name);
@@ -28,6 +29,9 @@ pub fn guests(
             generation: record.spec.generation.clone(),
             revision: record.revision,
             saved: saved_copy(record, domain, found, &memory_is_here),
+            // A guest that was restored goes on from where it had said everything.
+            silent_seconds: silent(name).filter(|_| domain == Domain::Running && record.revision == 0),
+            resets: record.resets,
         };
         (name.clone(), guest)
     };
@@ -79,13 +83,13 @@ mod tests {
         };
         let memory = FileEntry { size: 1, sha256: "00".into() };
         let stored = stored.map(|revision| SavedState { revision, memory, disk: None, node: "ws".into() });
-        Record { spec, revision: 1, started, saving, saved: None, stored }
+        Record { spec, revision: 1, started, saving, saved: None, stored, resets: 0 }
     }
 
     fn one(record: Record, domain: Option<(Domain, bool)>, here: bool) -> (Domain, Option<SavedCopy>) {
         let records = [("batch-1".to_owned(), record)].into();
         let found = domain.map(|(domain, saved)| ("batch-1".to_owned(), Found { domain, saved }));
-        let guest = guests(&records, &found.into_iter().collect(), |_, _| here)["batch-1"].clone();
+        let guest = guests(&records, &found.into_iter().collect(), |_, _| here, |_| None)["batch-1"].clone();
         (guest.domain, guest.saved)
     }
 
@@ -106,6 +110,18 @@ mod tests {
         assert_eq!(one(record(true, Some(2), None), Some((Domain::Running, false)), true).1, None);
         assert_eq!(one(record(true, None, Some(2)), Some((ended, true)), false).1, copy(2, true));
         assert_eq!(one(record(true, Some(3), Some(2)), Some((ended, true)), true).1, copy(3, false));
+    }
+
+    #[test]
+    fn only_a_guest_that_booted_can_be_silent() {
+        let silence = |revision, domain| {
+            let records = [("batch-1".to_owned(), Record { revision, ..record(true, None, None) })].into();
+            let found = [("batch-1".to_owned(), Found { domain, saved: false })].into();
+            guests(&records, &found, |_, _| false, |_| Some(70))["batch-1"].silent_seconds
+        };
+        assert_eq!(silence(0, Domain::Running), Some(70));
+        assert_eq!(silence(0, Domain::Paused), None);
+        assert_eq!(silence(1, Domain::Running), None, "it said everything before it was saved");
     }
 
     #[test]

@@ -81,6 +81,7 @@ impl Performer {
             Step::SaveGuest { guest, revision } => self.save(guest, *revision).await,
             Step::UploadSaved { guest, revision } => self.upload(guest, *revision).await,
             Step::StartGuest { guest } => self.start(spec(desired, guest)?).await,
+            Step::ResetGuest { guest } => self.reset(guest).await,
             Step::RestoreGuest { guest, revision } => self.restore(spec(desired, guest)?, *revision).await,
             Step::ResumeGuest { guest } => Ok(self.hypervisor.resume(guest).await?),
             Step::ShowGuest { guest } => {
@@ -158,6 +159,18 @@ impl Performer {
         Ok(())
     }
 
+    async fn reset(&self, guest: &str) -> Result<()> {
+        let mut record = self.records.read(guest)?;
+        record.resets += 1;
+        tracing::warn!(
+            guest,
+            resets = record.resets,
+            "says nothing on its console; it is switched off and on again"
+        );
+        self.records.write(&record)?;
+        Ok(self.hypervisor.power_cycle(guest).await?)
+    }
+
     async fn start(&self, spec: &GuestSpec) -> Result<()> {
         let xml = self.xml(spec)?;
         let record = Record {
@@ -167,6 +180,7 @@ impl Performer {
             saving: None,
             saved: None,
             stored: None,
+            resets: 0,
         };
         self.records.write(&record)?;
         if let Some(disk) = self.disk(spec) {
@@ -198,6 +212,7 @@ impl Performer {
             saving: None,
             saved: complete_here.then_some(revision),
             stored: old.and_then(|r| r.stored),
+            resets: 0,
         };
         self.records.write(&record)?;
         self.hypervisor.restore(name, xml, memory.clone()).await?;

@@ -11,6 +11,8 @@ use std::{
 use labshift_model::guest::{GuestSpec, SavedState};
 use serde::{Deserialize, Serialize};
 
+use crate::domain::CONSOLE;
+
 /// One guest's record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -30,6 +32,9 @@ pub struct Record {
     /// The state that the store has verified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stored: Option<SavedState>,
+    /// How often it was reset since it was started, because it said nothing.
+    #[serde(default)]
+    pub resets: u32,
 }
 
 /// The directory of all guests.
@@ -52,6 +57,11 @@ impl Records {
     /// The file that a guest's memory is saved to.
     pub fn memory(&self, guest: &str, revision: u64) -> PathBuf {
         self.directory(guest).join(format!("memory-{revision}"))
+    }
+
+    /// The file with what a guest printed on its console.
+    pub fn console(&self, guest: &str) -> PathBuf {
+        self.directory(guest).join(CONSOLE)
     }
 
     /// Reads a guest's record.
@@ -138,7 +148,15 @@ mod tests {
             token: "t".into(),
             restore: None,
         };
-        let record = Record { spec, revision: 2, started: true, saving: Some(3), saved: None, stored: None };
+        let record = Record {
+            spec,
+            revision: 2,
+            started: true,
+            saving: Some(3),
+            saved: None,
+            stored: None,
+            resets: 0,
+        };
         records.write(&record).unwrap();
         std::fs::create_dir(root.path().join("half")).unwrap();
         std::fs::write(root.path().join("half/record.json"), "{").unwrap();

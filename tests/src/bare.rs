@@ -313,13 +313,37 @@ impl Default for Setup<'_> {
 pub struct Bare {
     child: Child,
     qmp: Qmp,
-    serial: Arc<(Mutex<String>, Condvar)>,
+    serial: Arc<(Mutex<Said>, Condvar)>,
     directory: PathBuf,
 }
 
+/// What the serial line has said.
+#[derive(Default)]
+struct Said {
+    text: String,
+    /// QEMU has closed the line: it is gone.
+    ended: bool,
+}
+
+/// Emulated processors hang before the kernel's first word once in some hundred starts; a kernel that starts takes seconds.
+const FIRST_WORD: Duration = Duration::from_secs(180);
+
 impl Bare {
-    /// Starts a machine; its files go to `target/test-lab/bare-NAME`.
+    /// Starts a machine; its files go to `target/test-lab/bare-NAME`. One that says nothing at all is switched off and on again: none
+    /// of our code has run in it.
     pub fn start(name: &str, setup: Setup<'_>) -> Bare {
+        for _ in 0..2 {
+            let machine = Bare::switch_on(name, &setup);
+            if machine.wait_for(FIRST_WORD, |said| !said.is_empty()).is_ok() {
+                return machine;
+            }
+            println!("{name} said nothing in {} s; it is started again", FIRST_WORD.as_secs());
+            machine.tell_state();
+        }
+        Bare::switch_on(name, &setup)
+    }
+
+    fn switch_on(name: &str, setup: &Setup<'_>) -> Bare {
         let directory = root().join("target/test-lab").join(format!("bare-{name}"));
         drop(fs::remove_dir_all(&directory));
         fs::create_dir_all(&directory).expect("making the machine's directory");
@@ -377,16 +401,36 @@ impl Bare {
     /// Waits until the serial line has said this text so many times; returns everything it said.
     #[track_caller]
     pub fn says_times(&self, text: &str, times: usize) -> String {
+        match self.wait_for(GUARD, |said| said.matches(text).count() >= times) {
+            Ok(said) => said,
+            Err(why) => panic!("never said {text:?}: {why}"),
+        }
+    }
+
+    /// Waits until what it said is as wanted; returns everything it said.
+    fn wait_for(&self, guard: Duration, wanted: impl Fn(&str) -> bool) -> Result<String, &'static str> {
         let begin = Instant::now();
         let (said, grown) = &*self.serial;
         let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
-        while said.matches(text).count() < times {
-            let Some(left) = GUARD.checked_sub(begin.elapsed()) else {
-                panic!("never said {text:?}: {said}")
-            };
+        while !wanted(&said.text) {
+            if said.ended {
+                return Err("QEMU has ended");
+            }
+            let left = guard.checked_sub(begin.elapsed()).ok_or("the time is over")?;
             said = grown.wait_timeout(said, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        said.clone()
+        Ok(said.text.clone())
+    }
+
+    /// Prints what the processors do, for whoever looks for the reason of a hang.
+    fn tell_state(&self) {
+        for _ in 0..2 {
+            let registers = json!({ "command-line": "info registers -a" });
+            match self.qmp.call("human-monitor-command", registers) {
+                Ok(registers) => println!("{}", registers.as_str().unwrap_or_default()),
+                Err(error) => println!("QEMU does not answer: {error}"),
+            }
+        }
     }
 
     /// Waits until the serial line has said this text.
@@ -422,7 +466,7 @@ impl Drop for Bare {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let said = self.serial.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let lines: Vec<&str> = said.lines().collect();
+            let lines: Vec<&str> = said.text.lines().collect();
             println!("---- the end of {} ----", self.directory.join("serial.log").display());
             println!("{}", lines[lines.len().saturating_sub(40)..].join("\n"));
         }
@@ -438,8 +482,8 @@ fn short(directory: &Path) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{held}"))
 }
 
-fn follow(listener: UnixListener, log: PathBuf) -> Arc<(Mutex<String>, Condvar)> {
-    let said = Arc::new((Mutex::new(String::new()), Condvar::new()));
+fn follow(listener: UnixListener, log: PathBuf) -> Arc<(Mutex<Said>, Condvar)> {
+    let said = Arc::new((Mutex::new(Said::default()), Condvar::new()));
     let heard = said.clone();
     std::thread::spawn(move || {
         let Ok((mut stream, _)) = listener.accept() else { return };
@@ -448,9 +492,11 @@ fn follow(listener: UnixListener, log: PathBuf) -> Arc<(Mutex<String>, Condvar)>
         while let Ok(length @ 1..) = stream.read(&mut buffer) {
             drop(log.write_all(&buffer[..length]));
             let text = String::from_utf8_lossy(&buffer[..length]);
-            heard.0.lock().unwrap_or_else(PoisonError::into_inner).push_str(&text);
+            heard.0.lock().unwrap_or_else(PoisonError::into_inner).text.push_str(&text);
             heard.1.notify_all();
         }
+        heard.0.lock().unwrap_or_else(PoisonError::into_inner).ended = true;
+        heard.1.notify_all();
     });
     said
 }

@@ -10,7 +10,8 @@ use labshift_model::{
 };
 
 use super::{
-    Domain, GuestObserved, IN_USE_SECONDS, NodeObserved, Plan, Rcuda, SHUTDOWN_GRACE_SECONDS, Screen, Step,
+    Domain, GuestObserved, IN_USE_SECONDS, MOST_RESETS, NodeObserved, Plan, Rcuda, SHUTDOWN_GRACE_SECONDS,
+    SILENT_SECONDS, Screen, Step,
 };
 
 /// The mode that counts now, its reason, and the seconds until that may change without any event.
@@ -124,6 +125,12 @@ fn must_start(spec: &GuestSpec, observed: Option<&GuestObserved>) -> bool {
     }
 }
 
+/// The guest runs, but hangs before its PID 1.
+fn hangs(guest: &GuestObserved) -> bool {
+    let patience = SILENT_SECONDS << guest.resets.min(MOST_RESETS);
+    guest.resets < MOST_RESETS && guest.silent_seconds.is_some_and(|silent| silent >= patience)
+}
+
 fn seconds_between(from: Timestamp, to: Timestamp) -> u64 {
     u64::try_from(to.as_second() - from.as_second()).unwrap_or(0).max(1)
 }
@@ -232,6 +239,9 @@ impl Writer<'_> {
         let observed = self.observed.guests.get(&spec.name);
         let runs = match observed.map(|g| g.domain) {
             Some(Domain::Paused) => self.push(Step::ResumeGuest { guest: guest.clone() }),
+            Some(Domain::Running) if observed.is_some_and(hangs) => {
+                self.push(Step::ResetGuest { guest: guest.clone() })
+            }
             Some(Domain::Running) => true,
             _ if !must_start(spec, observed) => false,
             _ if !self.has_image(&spec.generation) => {
@@ -243,7 +253,7 @@ impl Writer<'_> {
                 None => Step::StartGuest { guest: guest.clone() },
             }),
         };
-        let was_up = observed.is_some_and(|g| g.domain == Domain::Running);
+        let was_up = observed.is_some_and(|g| g.domain == Domain::Running && !hangs(g));
         let seen = was_up && self.observed.screen == Screen::Guest(guest.clone());
         if spec.role == Role::Desktop && runs && !seen {
             self.push(Step::ShowGuest { guest });

@@ -63,7 +63,15 @@ fn desired(mode: Mode) -> NodeDesired {
 
 fn guest(role: Role, domain: Domain) -> GuestObserved {
     let generation = if role == Role::Desktop { "d1" } else { "w1" };
-    GuestObserved { role, domain, generation: generation.into(), revision: 0, saved: None }
+    GuestObserved {
+        role,
+        domain,
+        generation: generation.into(),
+        revision: 0,
+        saved: None,
+        silent_seconds: None,
+        resets: 0,
+    }
 }
 
 fn booted() -> NodeObserved {
@@ -130,6 +138,27 @@ fn shut_down(guest: &str) -> Step {
 
 fn steps(desired: &NodeDesired, observed: &NodeObserved) -> Vec<Step> {
     plan(desired, observed, at(0)).steps
+}
+
+/// A guest that hangs before its PID 1 says nothing on its console.
+#[test]
+fn a_silent_guest_is_reset_with_growing_patience() {
+    let silent = |seconds, resets| {
+        let mut observed = at_desktop();
+        let desk = observed.guests.get_mut("desk-1").expect("there");
+        (desk.silent_seconds, desk.resets) = (Some(seconds), resets);
+        steps(&desired(Mode::Desktop), &observed)
+    };
+    let reset = [Step::ResetGuest { guest: "desk-1".into() }, show("desk-1")];
+    for (resets, patience) in [(0, 60), (1, 120), (2, 240)] {
+        assert_eq!(silent(patience - 1, resets), []);
+        assert_eq!(silent(patience, resets), reset);
+    }
+    assert_eq!(silent(100_000, 3), [], "left for a person to look at");
+
+    let mut observed = at_compute();
+    observed.guests.get_mut("batch-2").expect("there").silent_seconds = Some(60);
+    assert_eq!(steps(&desired(Mode::Compute), &observed), [Step::ResetGuest { guest: "batch-2".into() }]);
 }
 
 #[test]
@@ -425,8 +454,17 @@ fn perform(observed: &mut NodeObserved, step: &Step, desired: &NodeDesired) {
                     generation: spec.generation.clone(),
                     revision,
                     saved: None,
+                    silent_seconds: None,
+                    resets: 0,
                 },
             );
+        }
+        Step::ResetGuest { guest } => {
+            let guest = observed.guests.get_mut(guest).expect("there");
+            assert!(guest.domain == Domain::Running && guest.silent_seconds.is_some(), "a guest that lives");
+            guest.silent_seconds = None;
+            guest.resets += 1;
+            observed.screen = Screen::Status;
         }
         Step::ResumeGuest { guest } => {
             observed.guests.get_mut(guest).expect("there").domain = Domain::Running;
@@ -465,14 +503,17 @@ fn guests() -> impl Strategy<Value = BTreeMap<String, GuestObserved>> {
     let names = prop::sample::subsequence(vec!["desk-1", "desk-0", "batch-1", "batch-2", "batch-9"], 0..=5);
     names.prop_flat_map(|names| {
         let each = names.into_iter().map(|name| {
-            (domains(), 0u64..3, prop::option::of((0u64..4, any::<bool>()))).prop_map(
-                move |(domain, revision, copy)| {
+            let silence = (prop::option::of(0u64..600), 0u32..5);
+            (domains(), 0u64..3, prop::option::of((0u64..4, any::<bool>())), silence).prop_map(
+                move |(domain, revision, copy, (silent_seconds, resets))| {
                     let role = if name.starts_with("desk") { Role::Desktop } else { Role::Batch };
                     let runs = matches!(domain, Domain::Running | Domain::Paused);
                     let saved = copy
                         .filter(|_| role == Role::Batch && !runs)
                         .map(|(over, stored)| SavedCopy { revision: revision + over + 1, stored });
-                    (name.to_owned(), GuestObserved { revision, saved, ..guest(role, domain) })
+                    let guest = guest(role, domain);
+                    let silent_seconds = silent_seconds.filter(|_| domain == Domain::Running);
+                    (name.to_owned(), GuestObserved { revision, saved, silent_seconds, resets, ..guest })
                 },
             )
         });
