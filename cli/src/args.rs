@@ -6,7 +6,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 mod image;
 
-pub use image::{Image, ImageBuild, ImageGc, ImageInspect, ImageLock, ImageRun, ImageVerify};
+pub use image::{
+    Image, ImageBuild, ImageGc, ImageInspect, ImageLock, ImagePush, ImageRun, ImageSign, ImageTrust,
+    ImageVerify,
+};
 
 /// Turn a room of PCs into a stateless KVM cloud: desktops in lab hours, compute hosts otherwise, off when idle.
 #[derive(Debug, Parser)]
@@ -350,7 +353,8 @@ pub struct LabUp {
     /// Directory for the lab's state, logs and sockets.
     #[arg(long, default_value = "lab")]
     pub output: PathBuf,
-    /// Firmware of a workstation: NAME=bios or NAME=uefi (repeatable); bios when not said.
+    /// Firmware of a workstation: NAME=bios, NAME=uefi or NAME=secure-boot (it trusts the test key of Debian's ovmf package)
+    /// (repeatable); bios when not said.
     #[arg(long, value_name = "NAME=FIRMWARE")]
     pub firmware: Vec<String>,
     /// Memory of each workstation in MiB.

@@ -7,6 +7,7 @@ mod exit;
 mod image;
 mod lab;
 mod node;
+mod receive;
 mod serve;
 mod site;
 mod table;

@@ -4,7 +4,8 @@
 //!   lab network   DHCP, TFTP            pxe::BootPlane ---asks---> fleet::Directory
 //!   lab network   HTTP :8080            pxe routes + fleet routes (nodes, guests)
 //!   (both once for each network that the server has an interface on)
-//!   this machine  HTTP 127.0.0.1:8088   fleet routes (admins) + dashboard
+//!   lab network   HTTPS (--https-port)   the same + images that admins push
+//!   this machine  HTTP 127.0.0.1:8088   fleet routes (admins) + dashboard + images that admins push
 //! ```
 
 use std::{
@@ -34,7 +35,7 @@ use tracing::{info, warn};
 
 use crate::{
     args::{DhcpMode, Serve},
-    site,
+    receive, site,
 };
 
 /// How often the site file is looked at.
@@ -110,11 +111,12 @@ async fn serve(arguments: Serve) -> Result<()> {
         let mut stopped = stopped.clone();
         async move { drop(stopped.wait_for(|s| *s).await) }
     };
+    let images = receive::router(fleet.clone(), arguments.store.clone());
     let mut serving = JoinSet::new();
     for network in networks {
-        serving.spawn(network.serve(fleet.clone(), until()));
+        serving.spawn(network.serve(fleet.clone(), images.clone(), until()));
     }
-    let people = fleet.router().merge(fleet.dashboard());
+    let people = fleet.router().merge(fleet.dashboard()).merge(images);
     // A task of its own: planning for a large site must not hold up the machines that boot.
     let (engine, end) = (fleet.clone(), until());
     let mut engine = tokio::spawn(async move { engine.run(end).await });
@@ -141,11 +143,16 @@ struct Network {
 
 impl Network {
     /// Serves until `shutdown` completes, or one of the ports fails.
-    async fn serve(self, fleet: Arc<Fleet>, shutdown: impl Future<Output = ()> + Send) -> Result<()> {
+    async fn serve(
+        self,
+        fleet: Arc<Fleet>,
+        images: Router,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> Result<()> {
         let Network { plane, http, https } = self;
         let interface = plane.control().now().interface.clone();
         let (front, machines) = (plane.http_front(), plane.http_router().merge(fleet.router()));
-        let secure = machines.clone();
+        let secure = machines.clone().merge(images);
         let https = async {
             match https {
                 Some((tls, listener)) => tls.serve(listener, secure).await,

@@ -83,6 +83,12 @@ pub(crate) enum Request {
     Adopt(String, api::AdoptRequest),
     Forget(String),
     Clock(api::ClockRequest),
+    /// Noted, not granted: the image is in the store already.
+    Push {
+        image: String,
+        generation: String,
+        channel: String,
+    },
 }
 
 /// Why a request was refused.

@@ -33,6 +33,7 @@ mod wol;
 use std::{
     collections::BTreeMap,
     io,
+    net::SocketAddr,
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
@@ -46,7 +47,7 @@ use labshift_model::{
     site::Site,
 };
 use labshift_plan::fallback::Trials;
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 pub use crate::{
     clock::{Clock, ClockError},
@@ -209,6 +210,20 @@ impl Fleet {
     /// Replaces the site. Takes effect at once; machines that are gone from it are forgotten.
     pub async fn reload(&self, site: Site) -> Result<(), FleetError> {
         self.shared.inbox.send(Message::Reload(Box::new(site))).await.map_err(|_| FleetError::Started)
+    }
+
+    /// Whether a request's headers hold the admin's token: for routes that the caller adds beside [`Fleet::router`].
+    pub fn is_admin(&self, headers: &axum::http::HeaderMap) -> bool {
+        api::bearer(headers).is_some_and(|token| self.shared.keys.is_admin(token))
+    }
+
+    /// Notes in events and audit log that an admin pushed an image, and which channel points to it now.
+    pub async fn note_push(&self, peer: SocketAddr, image: String, generation: String, channel: String) {
+        let request = engine::Request::Push { image, generation, channel };
+        let (reply, answer) = oneshot::channel();
+        if self.shared.inbox.send(Message::Admin { peer, request, reply }).await.is_ok() {
+            let _ = answer.await;
+        }
     }
 
     /// The fleet as it is now.

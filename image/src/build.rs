@@ -35,7 +35,7 @@ use crate::{
     recipe_file::{self, Loaded},
     record::Record,
     root::Building,
-    sbom,
+    sbom, sign,
     store::{Published, Store},
     tools::Tools,
     uki,
@@ -180,7 +180,7 @@ impl Job {
         let key = store.signing_key()?;
         let trust = Trust {
             images: manifest::public(&key),
-            servers: manifest::public(&store.server_key()?),
+            servers: store.servers()?.join("\n"),
             minimum: loaded.recipe.minimum.map(|t| t.to_string()),
         };
         let now = options.sources.now;
@@ -190,6 +190,11 @@ impl Job {
             None => choose::choose(&loaded, &options.sources, &cache, (&name, &kernel), progress)?,
         };
         Ok(Job { loaded, name, kind, kernel, programs, key, trust, now, cache, lock })
+    }
+
+    /// What signs the manifest, and the time that the signature has.
+    pub(crate) fn key(&self) -> (&SigningKey, Timestamp) {
+        (&self.key, self.now)
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -272,6 +277,20 @@ impl Job {
                 status: "boot stub".into(),
                 output: e.to_string(),
             })?;
+            let image = match &recipe.secure_boot {
+                None => image,
+                Some(boot) => {
+                    let bytes = |path: &String| loaded.files.get(path).map_or(&[][..], Vec::as_slice);
+                    let certificate = sign::certificate(&boot.cert, bytes(&boot.cert))?;
+                    let der = sign::der(&boot.cert, &certificate)?;
+                    write(directory, sign::CERTIFICATE, &der)?;
+                    files.insert(sign::CERTIFICATE.to_owned(), entry_of(&directory.join(sign::CERTIFICATE))?);
+                    match &boot.key {
+                        Some(key) => sign::with_key(&image, (key, bytes(key)), &certificate)?,
+                        None => image,
+                    }
+                }
+            };
             write(directory, paths::UKI, &image)?;
             files.insert(paths::UKI.to_owned(), entry_of(&directory.join(paths::UKI))?);
         }
@@ -293,10 +312,7 @@ impl Job {
             ports: recipe.ports.clone(),
             valid_days: recipe.valid_days,
         };
-        let bytes = manifest.to_bytes();
-        let signature = manifest::sign(&bytes, &self.key, self.now, manifest.valid_days);
-        write(directory, paths::MANIFEST, &bytes)?;
-        write(directory, paths::SIGNATURE, &serde_json::to_vec_pretty(&signature).unwrap_or_default())?;
+        write_manifest(directory, &manifest, &self.key, self.now)?;
         Ok(Assembled { manifest, root_bytes, warnings: root.warnings })
     }
 }
@@ -343,7 +359,20 @@ fn published_lock(lock: &Lock) -> Lock {
     lock
 }
 
-fn write(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), BuildError> {
+/// Writes a manifest with its signature.
+pub(crate) fn write_manifest(
+    directory: &Path,
+    manifest: &Manifest,
+    key: &SigningKey,
+    now: Timestamp,
+) -> Result<(), BuildError> {
+    let bytes = manifest.to_bytes();
+    let signature = manifest::sign(&bytes, key, now, manifest.valid_days);
+    write(directory, paths::MANIFEST, &bytes)?;
+    write(directory, paths::SIGNATURE, &serde_json::to_vec_pretty(&signature).unwrap_or_default())
+}
+
+pub(crate) fn write(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), BuildError> {
     let path = directory.join(name);
     fs::write(&path, bytes).at("writing", &path)
 }
@@ -362,7 +391,7 @@ pub(crate) fn entries(directory: &Path, except: &[&str]) -> Result<BTreeMap<Stri
     Ok(entries)
 }
 
-fn entry_of(path: &Path) -> Result<FileEntry, BuildError> {
+pub(crate) fn entry_of(path: &Path) -> Result<FileEntry, BuildError> {
     let mut file = fs::File::open(path).at("opening", path)?;
     let (mut hash, mut size, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
     loop {

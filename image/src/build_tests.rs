@@ -185,3 +185,61 @@ fn a_build_may_be_killed_at_any_point() {
     assert_eq!(fs::read_dir(world.path("store/tmp")).unwrap().count(), 0);
     assert_eq!(fs::read_dir(world.path("cache/tmp")).unwrap().count(), 0);
 }
+
+/// One message each, which names what is wrong and where, and a store without anything new in it.
+#[test]
+fn bad_input_is_named_and_the_store_stays_as_it_was() {
+    let fail = |world: &World, options: &BuildOptions| {
+        let error = build(options, &Silent).unwrap_err().to_string();
+        let images = fs::read_dir(world.path("store/images")).map_or(0, Iterator::count);
+        let left = fs::read_dir(world.path("store/tmp")).map_or(0, Iterator::count);
+        assert_eq!((images, left), (0, 0), "{error}");
+        error
+    };
+    let deb = "/debian/pool/tool_2.0.deb";
+    let broken = |change: &dyn Fn(&mut BTreeMap<String, Vec<u8>>)| {
+        let world = World::new();
+        change(&mut world.served.lock().unwrap());
+        fail(&world, &world.options())
+    };
+    let error = broken(&|served| served.get_mut(deb).unwrap()[70] ^= 1);
+    assert!(error.contains("pool/tool_2.0.deb") && error.contains("expected SHA-256"), "{error}");
+    let error = broken(&|served| served.get_mut(deb).unwrap().truncate(100));
+    assert!(error.contains("pool/tool_2.0.deb") && error.contains("ended after 100 of"), "{error}");
+    let error = broken(&|served| drop(served.remove(deb)));
+    assert!(error.contains("pool/tool_2.0.deb") && error.contains("status 404"), "{error}");
+    let error = broken(&|served| served.get_mut("/debian/dists/trixie/InRelease").unwrap()[200] ^= 1);
+    assert!(error.contains("InRelease") || error.contains("dists/trixie"), "{error}");
+
+    for (path, kind, says) in [
+        ("./../up", tar::EntryType::Regular, "leads out of the root"),
+        ("/etc/passwd", tar::EntryType::Regular, "leads out of the root"),
+        ("./dev/sda", tar::EntryType::Block, "only files, directories and links"),
+    ] {
+        let mut hostile = packages();
+        hostile.iter_mut().find(|p| p.0 == "tool").unwrap().3.push((path, kind, ""));
+        let world = World::with(&hostile);
+        let error = fail(&world, &world.options());
+        assert!(error.contains("package tool 2.0") && error.contains(says), "{error}");
+    }
+
+    let world = World::new();
+    world.recipe(&RECIPE.replace("\"tool\"]", "\"tol\"]"));
+    let error = fail(&world, &world.options());
+    assert!(error.contains("tol") && error.contains("tool"), "{error}");
+    let mut unmet = packages();
+    unmet.iter_mut().find(|p| p.0 == "tool").unwrap().2 = "Depends: libfoo (>= 9)";
+    let world = World::with(&unmet);
+    let error = fail(&world, &world.options());
+    assert!(error.contains("tool") && error.contains("libfoo (>= 9)"), "{error}");
+
+    // A store where none can be: below a file.
+    let error = fail(&world, &BuildOptions { store: world.path("tiny.toml").join("x"), ..world.options() });
+    assert!(error.contains("tiny.toml/x"), "{error}");
+    let full = BuildError::Io {
+        doing: "writing",
+        path: "store".into(),
+        why: std::io::ErrorKind::StorageFull.into(),
+    };
+    assert!(full.to_string().contains("store: no space is left on this disk; free some"));
+}

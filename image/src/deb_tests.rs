@@ -135,3 +135,14 @@ fn garbage_is_an_error_and_never_a_panic() {
         let _ = unpack(&bytes[..], "p", &|_| true, &mut in_memory);
     }
 }
+
+#[test]
+fn a_truncated_package_is_an_error() {
+    let content = "some words, and others; ".repeat(200);
+    for suffix in [".xz", ".zst", ".gz"] {
+        let bytes = package(&[("./usr/a", Regular, &content), ("./usr/b", Regular, "b")], suffix);
+        for cut in (0..bytes.len() * 6 / 10).step_by(5) {
+            assert!(unpack(&bytes[..cut], "p", &|_| true, &mut in_memory).is_err(), "{suffix}, {cut} bytes");
+        }
+    }
+}

@@ -142,6 +142,14 @@ pub enum BuildError {
         /// Why not.
         why: io::Error,
     },
+    /// Secure Boot: key, certificate or signature.
+    #[error("Secure Boot, {what}: {why}")]
+    SecureBoot {
+        /// File or image.
+        what: String,
+        /// Why not.
+        why: crate::authenticode::Refused,
+    },
     /// The signing key can't be used.
     #[error("signing key {}: {reason}", .path.display())]
     Key {
@@ -175,6 +183,22 @@ pub enum BuildError {
         store: PathBuf,
         /// Nearest name.
         near: Option<String>,
+    },
+    /// An image that another host pushes is not taken.
+    #[error("image {name} is not taken: {reason}")]
+    Refused {
+        /// Name.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+    /// An image can't be pushed.
+    #[error("pushing to {url}: {reason}")]
+    Push {
+        /// Where.
+        url: String,
+        /// Why.
+        reason: String,
     },
     /// A published image was changed.
     #[error("image {name} was changed after it was built: {reason}")]

@@ -52,8 +52,7 @@ pub fn inspect(store: &Store, name: &str, generation: Option<&str>) -> Result<In
     let bytes = read(paths::MANIFEST)?;
     let signature: Signature = serde_json::from_slice(&read(paths::SIGNATURE)?)
         .map_err(|e| tampered(format!("its signature can't be read: {e}")))?;
-    let key = store.signing_key()?.verifying_key();
-    let manifest = Manifest::verify(&bytes, &signature, &[key], Some(&generation))
+    let manifest = Manifest::verify(&bytes, &signature, &store.trusted()?, Some(&generation))
         .map_err(|e| tampered(e.to_string()))?;
     let found = entries(&directory, &[])?;
     for (file, expected) in &manifest.files {

@@ -21,6 +21,8 @@ pub enum Stage {
     Seal,
     /// Moving the generation into the store.
     Publish,
+    /// Sending files to another host.
+    Send,
 }
 
 impl fmt::Display for Stage {
@@ -34,6 +36,7 @@ impl fmt::Display for Stage {
             Stage::Root => "root",
             Stage::Seal => "seal",
             Stage::Publish => "publish",
+            Stage::Send => "send",
         })
     }
 }

@@ -22,8 +22,6 @@ pub fn statement(
     files: &BTreeMap<String, FileEntry>,
 ) -> Vec<u8> {
     let digest = |bytes: &[u8]| json!({ "sha256": hex::encode(Sha256::digest(bytes)) });
-    let subjects: Vec<Value> =
-        files.iter().map(|(name, f)| json!({ "name": name, "digest": { "sha256": f.sha256 } })).collect();
     let mut inputs: Vec<Value> = vec![];
     for (name, bytes) in &loaded.sources {
         inputs.push(json!({ "name": name, "digest": digest(bytes) }));
@@ -37,7 +35,7 @@ pub fn statement(
     let recipe = loaded.sources.last().map(|(name, _)| name.as_str()).unwrap_or_default();
     let statement = json!({
         "_type": "https://in-toto.io/Statement/v1",
-        "subject": subjects,
+        "subject": subjects(files.iter()),
         "predicateType": "https://slsa.dev/provenance/v1",
         "predicate": {
             "buildDefinition": {
@@ -53,4 +51,9 @@ pub fn statement(
     let mut bytes = serde_json::to_vec(&statement).unwrap_or_default();
     bytes.push(b'\n');
     bytes
+}
+
+/// What the statement is about.
+pub(crate) fn subjects<'f>(files: impl Iterator<Item = (&'f String, &'f FileEntry)>) -> Value {
+    files.map(|(name, f)| json!({ "name": name, "digest": { "sha256": f.sha256 } })).collect()
 }

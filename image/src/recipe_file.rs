@@ -76,6 +76,21 @@ pub fn load(path: &Path) -> Result<Loaded, BuildError> {
                 }
             }
         }
+        if let Some(boot) = &mut recipe.secure_boot {
+            let mut read = |what: &str, named: &mut String| {
+                let full = directory.join(&*named);
+                let written = std::mem::replace(named, full.display().to_string());
+                let bytes = fs::read(&full).map_err(|e| BuildError::Unusable {
+                    path: path.clone(),
+                    reason: format!("[secure_boot] {what} is {}: {e}", full.display()),
+                })?;
+                files.insert(named.clone(), bytes.clone());
+                Ok::<_, BuildError>((written, bytes))
+            };
+            sources.push(read("cert", &mut boot.cert)?);
+            // What is in `sources` is told to everybody: not the key.
+            boot.key.as_mut().map(|key| read("key", key)).transpose()?;
+        }
         if let Some(keyring) = &mut recipe.keyring {
             *keyring = directory.join(&*keyring).display().to_string();
         }

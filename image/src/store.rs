@@ -4,6 +4,8 @@
 //! STORE/keys/signing.key              seed in hex, 0600, made on first use
 //! STORE/keys/signing.pub              its public key, a line of a trusted-keys file
 //! STORE/keys/server.key, server.pub   the same for the servers, which sign boot answers
+//! STORE/keys/trusted                  public keys of other stores, whose images may be pushed here: see `receive`
+//! STORE/keys/servers                  public keys of servers of other stores, which images of this one are to believe
 //! STORE/images/NAME/GENERATION/       complete, never changed again
 //! STORE/channels, STORE/history       which generations are served: see `channel`
 //! STORE/built/NAME                    what the last build was made of: see `record`
@@ -18,9 +20,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ed25519_dalek::SigningKey;
+use ed25519_dalek::{SigningKey, VerifyingKey};
 use jiff::Timestamp;
-use labshift_model::{manifest, paths};
+use labshift_model::{
+    manifest::{self, Signature},
+    paths,
+};
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::{
@@ -95,6 +100,13 @@ impl Store {
         self.key(paths::SERVER_KEY)
     }
 
+    /// Public keys of the servers that images of this store believe, in hex: its own, and those in `keys/servers`.
+    pub fn servers(&self) -> Result<Vec<String>, BuildError> {
+        let others = fs::read_to_string(self.directory.join("keys/servers")).unwrap_or_default();
+        let own = manifest::public(&self.server_key()?);
+        Ok([own].into_iter().chain(others.lines().map(|l| l.trim().to_owned())).collect())
+    }
+
     fn key(&self, name: &str) -> Result<SigningKey, BuildError> {
         let path = self.directory.join(name);
         let public = path.with_extension("pub");
@@ -119,6 +131,14 @@ impl Store {
             scratch::write_whole(&public, line.as_bytes(), 0o644, false).at("writing", &public)?;
         }
         Ok(key)
+    }
+
+    /// Keys whose images are right: this store's own, and those of other stores, which `keys/trusted` lists.
+    pub fn trusted(&self) -> Result<Vec<VerifyingKey>, BuildError> {
+        let mut keys = vec![self.signing_key()?.verifying_key()];
+        let others = fs::read_to_string(self.directory.join("keys/trusted")).unwrap_or_default();
+        keys.extend(manifest::trusted_keys(&others));
+        Ok(keys)
     }
 
     /// Where a generation lies.
@@ -173,7 +193,8 @@ impl Store {
         Ok(published)
     }
 
-    /// Signs a published generation anew, as from now.
+    /// Signs a published generation anew, as from now. One that was pushed here keeps its signature: only the store that built it has
+    /// the key that its machines trust.
     pub fn sign_anew(&self, name: &str, generation: &str, now: Timestamp) -> Result<(), BuildError> {
         let directory = self.generation(name, generation);
         let path = directory.join(paths::MANIFEST);
@@ -184,8 +205,12 @@ impl Store {
             return Err(tampered("its manifest is another generation's".to_owned()));
         }
         let manifest = manifest::Manifest::from_bytes(&bytes).map_err(|e| tampered(e.to_string()))?;
-        let signature = manifest::sign(&bytes, &self.signing_key()?, now, manifest.valid_days);
-        let path = directory.join(paths::SIGNATURE);
+        let (key, path) = (self.signing_key()?, directory.join(paths::SIGNATURE));
+        let there = fs::read(&path).ok().and_then(|s| serde_json::from_slice::<Signature>(&s).ok());
+        if there.is_some_and(|s| s.key != manifest::public(&key)) {
+            return Ok(());
+        }
+        let signature = manifest::sign(&bytes, &key, now, manifest.valid_days);
         let text = serde_json::to_vec_pretty(&signature).unwrap_or_default();
         scratch::write_whole(&path, &text, 0o644, false).at("writing", &path)
     }

@@ -92,7 +92,8 @@ pub(crate) mod tests {
         bytes[0x3c] = 0x40;
         bytes[0x40..0x44].copy_from_slice(b"PE\0\0");
         let mut set = |at: usize, value: u32| bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
-        set(0x46, 1);
+        // x86-64, one section.
+        set(0x44, 0x0001_8664);
         set(0x54, 0xf0);
         let optional = 0x58;
         set(optional, 0x20b);
@@ -100,6 +101,8 @@ pub(crate) mod tests {
         set(optional + 36, 0x200);
         set(optional + 56, 0x2000);
         set(optional + 60, 0x400);
+        // Entries of the directory.
+        set(optional + 108, 16);
         let table = optional + 0xf0;
         for (at, value) in [(8, 0x123), (12, 0x1000), (16, 0x200), (20, 0x400)] {
             set(table + at, value);

@@ -13,6 +13,7 @@ use crate::{
     inspect::{Inspected, inspect},
     look,
     progress::Progress,
+    sign,
     store::Store,
 };
 
@@ -44,7 +45,10 @@ pub fn rebuild(
         let reason = format!("it makes image \"{}\", not \"{name}\"", job.name());
         return Err(BuildError::Unusable { path: options.recipe.clone(), reason });
     }
-    let rebuilt = job.assemble(true, work.path(), progress)?;
+    let mut rebuilt = job.assemble(true, work.path(), progress)?;
+    // A signature that was made elsewhere can't be made again. It belongs to these bytes or it does not.
+    rebuilt.manifest =
+        sign::with_signature_of(&published.directory, work.path(), rebuilt.manifest, job.key())?;
     let found = entries(work.path(), &[])?;
     let mut differs = vec![];
     let mut files: Vec<&String> = found.keys().chain(published.manifest.files.keys()).collect();

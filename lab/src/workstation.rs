@@ -46,6 +46,8 @@ pub enum Firmware {
     Bios,
     /// OVMF.
     Uefi,
+    /// OVMF with Secure Boot on, which trusts the test key that Debian's ovmf package brings (`PkKek-1-snakeoil`) and no other.
+    SecureBoot,
 }
 
 /// What a workstation is made of.
@@ -127,6 +129,8 @@ struct Machine {
 
 const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 const OVMF_VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+const SECURE_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd";
+const SECURE_VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.snakeoil.fd";
 
 impl Workstation {
     /// Puts a workstation, off and armed, behind a port of the switch. Its files go to `directory`.
@@ -325,15 +329,27 @@ impl Workstation {
              -chardev socket,id=qmp0,server=off,path={name}.qmp -mon chardev=qmp0,mode=control \
              -no-shutdown -msg timestamp=on"
         );
-        if *firmware == Firmware::Uefi {
+        let flash = match firmware {
+            Firmware::Bios => None,
+            Firmware::Uefi => Some((OVMF_CODE, OVMF_VARS)),
+            Firmware::SecureBoot => {
+                // Its variables are written in system management mode only: nothing that boots can turn the checks off.
+                text = text.replace("-machine q35", "-machine q35,smm=on");
+                text.push_str(
+                    " -global driver=cfi.pflash01,property=secure,value=on -global ICH9-LPC.disable_s3=1",
+                );
+                Some((SECURE_CODE, SECURE_VARS))
+            }
+        };
+        if let Some((code, known)) = flash {
             let vars = format!("{name}.vars.fd");
             let path = self.directory.join(&vars);
             if !path.exists() {
-                fs::copy(OVMF_VARS, &path)
+                fs::copy(known, &path)
                     .map_err(|e| self.io_failed("copying OVMF's variables (run `make deps`)", e))?;
             }
             text.push_str(&format!(
-                " -drive if=pflash,unit=0,format=raw,readonly=on,file={OVMF_CODE} -drive if=pflash,unit=1,format=raw,file={vars}"
+                " -drive if=pflash,unit=0,format=raw,readonly=on,file={code} -drive if=pflash,unit=1,format=raw,file={vars}"
             ));
         }
         Ok(text.split_whitespace().map(str::to_owned).collect())

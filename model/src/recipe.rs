@@ -64,6 +64,17 @@ pub struct Recipe {
     pub valid_days: Option<u32>,
     /// Machines that boot this image refuse images that were signed before.
     pub minimum: Option<Timestamp>,
+    /// Who signs the kernel image for Secure Boot.
+    pub secure_boot: Option<SecureBoot>,
+}
+
+/// Who signs the kernel image for UEFI's Secure Boot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecureBoot {
+    /// Path of the certificate that the machines' firmware knows.
+    pub cert: String,
+    /// Path of its key; absent when somebody else signs later.
+    pub key: Option<String>,
 }
 
 /// One file, link or directory that a recipe adds.
@@ -176,6 +187,7 @@ impl Recipe {
             hostname: self.hostname.or(base.hostname),
             valid_days: self.valid_days.or(base.valid_days),
             minimum: self.minimum.max(base.minimum),
+            secure_boot: self.secure_boot.or(base.secure_boot),
         }
     }
 
@@ -184,6 +196,9 @@ impl Recipe {
         let name = self.name.as_deref().ok_or("it has no \"name\": it is a base for other recipes")?;
         let kind = self.kind.ok_or("it has no \"kind\": write kind = \"host\" or kind = \"guest\"")?;
         let kernel = self.kernel.as_deref().ok_or("it has no kernel: write [kernel] package = \"...\"")?;
+        if kind == ImageKind::Guest && self.secure_boot.is_some() {
+            return Err("[secure_boot] is for images of kind \"host\": a guest has no kernel image of its own to sign".into());
+        }
         let both = self.packages.iter().find(|p| self.leave_out.contains(p));
         if let Some(package) = both {
             return Err(format!("package {package} is in \"packages\" and in \"leave_out\": remove one"));
@@ -232,6 +247,12 @@ fn read(source: &Source<'_>) -> Recipe {
         keep_modules = all(source, section.strings("keep"), "a module name or glob", is_glob);
         section.close();
     }
+    let secure_boot = root.section("secure_boot").and_then(|section| {
+        let cert = section.required("cert", "the certificate (PEM or DER) that the machines' firmware knows");
+        let key = text(section.string("key"));
+        section.close();
+        Some(SecureBoot { cert: (*cert?.get_ref()).to_owned(), key })
+    });
     let recipe = Recipe {
         name,
         kind,
@@ -260,6 +281,7 @@ fn read(source: &Source<'_>) -> Recipe {
             .string("minimum")
             .and_then(|m| checked(source, m, "a date like 2026-10-01", |m| day(m).is_some()))
             .and_then(|m| day(&m)),
+        secure_boot,
     };
     twice(source, &root);
     root.close();

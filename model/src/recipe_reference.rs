@@ -142,6 +142,24 @@ pub const TABLES: &[Table] = &[
         ],
     },
     Table {
+        heading: "[secure_boot]",
+        about: "Who signs the kernel image (`uki.efi`) for UEFI's Secure Boot. Without this table it is not signed.",
+        keys: &[
+            key(
+                "cert",
+                "path",
+                "required",
+                "Certificate (PEM or DER, RSA) that the machines' firmware knows, relative to this file.",
+            ),
+            key(
+                "key",
+                "path",
+                "somebody signs later: `labshift image sign`",
+                "Its key (PEM, without a passphrase), relative to this file. No trace of it comes into the image.",
+            ),
+        ],
+    },
+    Table {
         heading: "[[file]]",
         about: "A file, link or directory of the recipe's own. Exactly one of `source`, `text`, `link` and `directory`.",
         keys: &[

@@ -94,6 +94,7 @@ fn each_rule_has_a_bad_fixture() {
         ("[kernel]\narguments = [\"a b\"]", 2, 14, "\"a b\" is not one kernel argument"),
         ("[modules]\nroot = [\"a/b\"]", 2, 9, "\"a/b\" is not a module name"),
         ("[modules]\ninitrd = [\"../x\"]", 2, 11, "\"../x\" is not a module name or glob"),
+        ("[secure_boot]\nkey = \"db.key\"", 1, 1, "\"cert\" is missing"),
         ("[[file]]\ntext = \"\"", 1, 1, "\"dest\" is missing"),
         ("[[file]]\ndest = \"etc/x\"\ntext = \"\"", 2, 8, "\"etc/x\" is not an absolute path without \"..\""),
         (

@@ -65,6 +65,13 @@ pub enum Image {
         #[arg(short = 'o', long, default_value = "store", env = "LABSHIFT_STORE")]
         store: PathBuf,
     },
+    /// Sign an image's kernel for UEFI's Secure Boot, which makes a new generation; without --key and --attach, say what is to be
+    /// signed.
+    Sign(ImageSign),
+    /// Send an image to another host: to the store behind a `labshift serve`, or to a bucket. Only what is missing there is sent.
+    Push(ImagePush),
+    /// Let a store take images that another store's key signed, or build images for another store's server.
+    Trust(ImageTrust),
     /// Boot an image in a virtual lab at once and show its serial line; Ctrl-C ends it.
     Run(ImageRun),
     /// Print the reference page of recipes (Markdown).
@@ -153,6 +160,70 @@ pub struct ImageVerify {
     pub sources: Sources,
 }
 
+/// `image sign`.
+#[derive(Debug, Args)]
+pub struct ImageSign {
+    /// Image name, NAME@CHANNEL or NAME@GENERATION.
+    pub image: String,
+    /// Sign with this key (RSA, PEM, without a passphrase).
+    #[arg(long, value_name = "FILE", conflicts_with = "attach")]
+    pub key: Option<PathBuf>,
+    /// Take the signature of this file: the kernel image as a signer elsewhere gave it back, or its PKCS #7 signature alone (DER).
+    #[arg(long, value_name = "FILE")]
+    pub attach: Option<PathBuf>,
+    /// Certificate that the signature must belong to (PEM or DER); by default the recipe's.
+    #[arg(long, value_name = "FILE")]
+    pub cert: Option<PathBuf>,
+    /// Channel that points to the signed image.
+    #[arg(long, default_value = "stable")]
+    pub channel: String,
+    /// Image store.
+    #[arg(short = 'o', long, default_value = "store", env = "LABSHIFT_STORE")]
+    pub store: PathBuf,
+}
+
+/// `image push`.
+#[derive(Debug, Args)]
+pub struct ImagePush {
+    /// Image name, NAME@CHANNEL or NAME@GENERATION.
+    pub image: String,
+    /// Where to: https://HOST:PORT of `labshift serve`, or s3://BUCKET/PREFIX (keys and region from AWS_* variables).
+    pub url: String,
+    /// Channel that points to the image there.
+    #[arg(long, default_value = "stable")]
+    pub channel: String,
+    /// File with the other server's admin token.
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/var/lib/labshift/admin.token",
+        env = "LABSHIFT_TOKEN_FILE"
+    )]
+    pub token_file: PathBuf,
+    /// Certificate of the authority that the other side's certificate is of (PEM); by default those that this machine trusts.
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+    /// S3 service that is not Amazon's: https://HOST:PORT.
+    #[arg(long, value_name = "URL", env = "AWS_ENDPOINT_URL")]
+    pub endpoint: Option<String>,
+    /// Image store.
+    #[arg(short = 'o', long, default_value = "store", env = "LABSHIFT_STORE")]
+    pub store: PathBuf,
+}
+
+/// `image trust`.
+#[derive(Debug, Args)]
+pub struct ImageTrust {
+    /// The other store's keys/signing.pub, or its keys/server.pub with --answers.
+    pub key: PathBuf,
+    /// The key is a server's: images built here from now on believe its boot answers.
+    #[arg(long)]
+    pub answers: bool,
+    /// Image store that is to trust it.
+    #[arg(short = 'o', long, default_value = "store", env = "LABSHIFT_STORE")]
+    pub store: PathBuf,
+}
+
 /// `image gc`.
 #[derive(Debug, Args)]
 pub struct ImageGc {
@@ -182,7 +253,7 @@ pub struct ImageRun {
     /// Image name, NAME@CHANNEL or NAME@GENERATION; it must be of kind host.
     pub image: String,
     /// Firmware of the workstation.
-    #[arg(long, value_parser = ["bios", "uefi"], default_value = "bios")]
+    #[arg(long, value_parser = ["bios", "uefi", "secure-boot"], default_value = "bios")]
     pub firmware: String,
     /// Image of the guest that the workstation shows on its screen; without one it computes.
     #[arg(long, value_name = "IMAGE")]

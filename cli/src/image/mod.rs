@@ -2,7 +2,9 @@
 
 mod keep;
 mod look;
+mod push;
 mod run;
+mod sign;
 mod watch;
 
 use std::{
@@ -40,6 +42,9 @@ pub fn run(command: Image, json: bool) -> Result<()> {
         Image::Verify(v) => keep::verify(&v, json),
         Image::Publish { image, channel, store } => keep::publish(&image, &channel, &store, json),
         Image::Rollback { image, channel, store } => keep::rollback(&image, &channel, &store, json),
+        Image::Push(p) => push::push(&p, json),
+        Image::Trust(t) => push::trust(&t),
+        Image::Sign(s) => sign::sign(&s, json),
         Image::Gc(g) => keep::gc(&g, json),
         Image::Run(r) => run::run(&r),
         Image::Reference => {

@@ -94,6 +94,7 @@ fn status(output: &Path, json: bool) -> Result<()> {
         let firmware = match m.hardware.firmware {
             Firmware::Bios => "bios",
             Firmware::Uefi => "uefi",
+            Firmware::SecureBoot => "secure-boot",
         };
         vec![
             m.hardware.name.clone(),
@@ -119,7 +120,7 @@ fn refused(error: ControlError) -> anyhow::Error {
     }
 }
 
-/// Reads `NAME=bios` and `NAME=uefi`.
+/// Reads `NAME=bios`, `NAME=uefi` and `NAME=secure-boot`.
 fn firmware(words: &[String]) -> Result<BTreeMap<String, Firmware>> {
     let mut by_name = BTreeMap::new();
     for word in words {
@@ -127,7 +128,8 @@ fn firmware(words: &[String]) -> Result<BTreeMap<String, Firmware>> {
         let firmware = match firmware {
             "bios" => Firmware::Bios,
             "uefi" => Firmware::Uefi,
-            _ => bail!("--firmware \"{word}\": write NAME=bios or NAME=uefi"),
+            "secure-boot" => Firmware::SecureBoot,
+            _ => bail!("--firmware \"{word}\": write NAME=bios, NAME=uefi or NAME=secure-boot"),
         };
         by_name.insert(name.to_owned(), firmware);
     }

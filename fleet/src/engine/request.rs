@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use jiff::ToSpan;
 use labshift_model::{
     api::{Done, EventKind, Override},
+    manifest,
     node::Mode,
 };
 use labshift_plan::fleet::{Hold, NodeEvent};
@@ -117,6 +118,11 @@ impl Engine {
             }
             Request::Adopt(node, request) => self.adopt(&node, &request),
             Request::Forget(node) => self.forget(&node),
+            Request::Push { image, generation, channel } => {
+                let text = format!("an admin pushed {image}@{}", manifest::short(&generation));
+                self.note(EventKind::Admin, &image, "", text, &format!("channel {channel} points to it"));
+                Ok(format!("{image}: {channel} is {generation}"))
+            }
             Request::Clock(request) => {
                 let to = clock::read_time(&request.now, &self.site.timezone)
                     .map_err(|e| Refusal::Bad(e.to_string()))?;
