@@ -270,6 +270,10 @@ pub enum Node {
     Reboot {
         /// Node name.
         node: String,
+        /// Start the kernel of its generation directly, without the firmware: saves the time that it needs, and nothing else. If the
+        /// kernel can't be loaded, the node tries again for as long as it is asked to.
+        #[arg(long)]
+        kexec: bool,
         /// Server.
         #[command(flatten)]
         server: Server,

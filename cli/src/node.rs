@@ -74,8 +74,8 @@ pub fn run(command: Node, json: bool) -> Result<()> {
         Node::Forget { node, server } => {
             done(ask(&server, |c| c.ask(&node, "forget", &serde_json::json!({})))?, json)?;
         }
-        Node::Reboot { node, server } => {
-            let request = RebootRequest { cause: "asked on the command line".into() };
+        Node::Reboot { node, kexec, server } => {
+            let request = RebootRequest { cause: "asked on the command line".into(), kexec };
             done(ask(&server, |c| c.ask(&node, "reboot", &request))?, json)?;
         }
     }

@@ -6,10 +6,12 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use jiff::Timestamp;
 use labshift_model::{
     MacAddr,
     boot::{
-        BootAnswer, BootChoice, BootPlaneEvent, Directory, Journal, Machine, MachineKind, NoAnswer, Speaker,
+        BootAnswer, BootChoice, BootPlaneEvent, Directory, Journal, Machine, MachineKind, NoAnswer,
+        SignedAnswer, Speaker,
     },
     manifest,
     site::{Room, Site, Unknown, Workstation},
@@ -59,30 +61,50 @@ impl Answers {
 
 impl View {
     /// What a workstation boots: image, generation and the manifest; or why it can't.
-    pub(crate) fn boots(&self, machine: &Workstation) -> Result<(&Room, String, Arc<Published>), String> {
+    pub(crate) fn boots(
+        &self,
+        machine: &Workstation,
+        now: Timestamp,
+    ) -> Result<(&Room, String, Arc<Published>), String> {
         let room =
             self.site.room(&machine.room).ok_or_else(|| format!("there is no room {}", machine.room))?;
-        let (generation, published) = self.published(&room.image, room.generation.as_ref())?;
+        let generation = self.stable(&room.image, room.generation.as_ref())?;
+        let instead = self.trials.get(&machine.name).and_then(|t| t.instead_of(&room.image, &generation));
+        let is_here = |good: &str| self.images.published.contains_key(&(room.image.clone(), good.to_owned()));
+        let good = instead.map(|(good, _)| good.to_owned()).filter(|good| is_here(good));
+        let generation = good.unwrap_or(generation);
+        let published = self.published(&room.image, &generation, now)?;
         Ok((room, generation, published))
     }
 
-    /// An image's generation, the stable one if none is pinned, with its manifest.
-    fn published(&self, image: &str, pinned: Option<&String>) -> Result<(String, Arc<Published>), String> {
+    /// An image's generation: the pinned one, or else that of its channel `stable`.
+    fn stable(&self, image: &str, pinned: Option<&String>) -> Result<String, String> {
         let generation = pinned.or_else(|| self.images.stable.get(image)).cloned();
-        let trouble = || {
-            let known = self.images.troubles.get(image).cloned();
-            known.unwrap_or_else(|| format!("image \"{image}\" is not in the store"))
-        };
-        let key = (image.to_owned(), generation.ok_or_else(trouble)?);
-        let published = self.images.published.get(&key).cloned().ok_or_else(trouble)?;
-        Ok((key.1, published))
+        generation.ok_or_else(|| self.trouble(image))
+    }
+
+    /// A generation's manifest, if its signature still holds.
+    fn published(&self, image: &str, generation: &str, now: Timestamp) -> Result<Arc<Published>, String> {
+        let key = (image.to_owned(), generation.to_owned());
+        let published = self.images.published.get(&key).ok_or_else(|| self.trouble(image))?;
+        // The machine would refuse it, too; here the admin sees it first.
+        published.signature.is_fresh(now, None).map_err(|why| {
+            format!("image \"{image}\": {why}; sign it anew: labshift image publish {image}")
+        })?;
+        Ok(published.clone())
+    }
+
+    fn trouble(&self, image: &str) -> String {
+        let known = self.images.troubles.get(image).cloned();
+        known.unwrap_or_else(|| format!("image \"{image}\" is not in the store"))
     }
 
     /// What a card boots that belongs to no machine and no guest.
-    fn stranger_boots(&self) -> BootChoice {
+    fn stranger_boots(&self, now: Timestamp) -> BootChoice {
         let Some(image) = self.site.unknown.image() else { return BootChoice::Ignore };
-        match self.published(image, None) {
-            Ok((generation, _)) => {
+        let generation = self.stable(image, None);
+        match generation.and_then(|g| self.published(image, &g, now).map(|_| g)) {
+            Ok(generation) => {
                 BootChoice::Image { name: image.to_owned(), generation, arguments: String::new() }
             }
             Err(why) => BootChoice::Refuse(why),
@@ -92,7 +114,7 @@ impl View {
 
 impl Answers {
     /// The answer for a machine that nobody knows.
-    fn stranger_answer(&self, view: &View, mac: MacAddr) -> Result<BootAnswer, NoAnswer> {
+    fn stranger_answer(&self, view: &View, mac: MacAddr, nonce: &str) -> Result<SignedAnswer, NoAnswer> {
         let site = &view.site.name;
         let unknown = format!("{mac} is no machine of site \"{site}\"");
         match &view.site.unknown {
@@ -100,9 +122,11 @@ impl Answers {
             _ if self.machine(mac).is_some() => Err(NoAnswer::Refused(format!("{mac} is a guest's card"))),
             Unknown::Discover(_) => Err(NoAnswer::Unknown(unknown)),
             Unknown::Boot(image) => {
-                let (generation, published) = view.published(image, None).map_err(NoAnswer::Refused)?;
+                let now = self.shared.options.clock.moment().now;
+                let generation = view.stable(image, None).map_err(NoAnswer::Refused)?;
+                let published = view.published(image, &generation, now).map_err(NoAnswer::Refused)?;
                 tracing::info!(%mac, image, "boot answer for a machine that nobody knows");
-                Ok(BootAnswer {
+                Ok(self.shared.keys.sign(&BootAnswer {
                     node: format!("pc-{}", mac.compact()),
                     room: String::new(),
                     image: image.clone(),
@@ -112,8 +136,9 @@ impl Answers {
                     attempt: 0,
                     // It opens no door: only machines of the site have a session.
                     token: random_token(),
-                    now: self.shared.options.clock.moment().now,
-                })
+                    now,
+                    nonce: nonce.to_owned(),
+                }))
             }
         }
     }
@@ -131,10 +156,11 @@ impl Directory for Answers {
 
     fn boot(&self, mac: MacAddr) -> BootChoice {
         let view = self.shared.view();
+        let now = self.shared.options.clock.moment().now;
         let Some(machine) = view.site.machine_by_mac(mac) else {
-            return if self.machine(mac).is_some() { BootChoice::Ignore } else { view.stranger_boots() };
+            return if self.machine(mac).is_some() { BootChoice::Ignore } else { view.stranger_boots(now) };
         };
-        match view.boots(machine) {
+        match view.boots(machine, now) {
             Ok((room, generation, _)) => {
                 BootChoice::Image { name: room.image.clone(), generation, arguments: String::new() }
             }
@@ -142,10 +168,13 @@ impl Directory for Answers {
         }
     }
 
-    fn answer(&self, mac: MacAddr, from: IpAddr) -> Result<BootAnswer, NoAnswer> {
+    fn answer(&self, mac: MacAddr, nonce: &str, from: IpAddr) -> Result<SignedAnswer, NoAnswer> {
         let view = self.shared.view();
-        let Some(machine) = view.site.machine_by_mac(mac) else { return self.stranger_answer(&view, mac) };
-        let (room, generation, published) = view.boots(machine).map_err(NoAnswer::Refused)?;
+        let Some(machine) = view.site.machine_by_mac(mac) else {
+            return self.stranger_answer(&view, mac, nonce);
+        };
+        let now = self.shared.options.clock.moment().now;
+        let (room, generation, published) = view.boots(machine, now).map_err(NoAnswer::Refused)?;
         let attempt = self.shared.next_attempt();
         let token = random_token();
         let answered = Message::Answered {
@@ -171,7 +200,7 @@ impl Directory for Answers {
             generation = manifest::short(&generation),
             "boot answer"
         );
-        Ok(BootAnswer {
+        Ok(self.shared.keys.sign(&BootAnswer {
             node: machine.name.clone(),
             room: room.name.clone(),
             image: room.image.clone(),
@@ -180,8 +209,9 @@ impl Directory for Answers {
             signature: published.signature.clone(),
             attempt,
             token,
-            now: self.shared.options.clock.moment().now,
-        })
+            now,
+            nonce: nonce.to_owned(),
+        }))
     }
 }
 

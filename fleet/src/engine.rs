@@ -27,7 +27,10 @@ use labshift_model::{
     node::{FromNode, Mode, NodeDesired, ToNode},
     site::{Site, Workstation},
 };
-use labshift_plan::fleet::{self, FleetStep, Inputs, Moment, World};
+use labshift_plan::{
+    fallback::Trials,
+    fleet::{self, FleetStep, Inputs, Moment, World},
+};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
@@ -111,7 +114,7 @@ struct Channel {
 enum Effect {
     Wake { node: String, mac: MacAddr, address: Ipv4Addr, view: WakeView },
     Desire { node: String, desired: Box<NodeDesired> },
-    Reboot { node: String, attempt: u64, cause: String },
+    Reboot { node: String, attempt: u64, cause: String, kexec: bool },
     Prune { guest: String, keep: u64 },
     Reported(oneshot::Sender<()>),
     Answer(oneshot::Sender<Result<Done, Refusal>>, Result<String, Refusal>),
@@ -132,6 +135,8 @@ pub(crate) struct Engine {
     pub(crate) images: Arc<Images>,
     pub(crate) world: World,
     pub(crate) boots: BTreeMap<String, BootLog>,
+    /// What each node has seen of its images.
+    pub(crate) trials: BTreeMap<String, Trials>,
     pub(crate) wakes: BTreeMap<String, Vec<WakeView>>,
     pub(crate) reports: BTreeMap<String, (GuestReport, u64)>,
     pub(crate) rogues: BTreeMap<Ipv4Addr, Timestamp>,
@@ -179,6 +184,7 @@ impl Engine {
             images: view.images.clone(),
             world: World::default(),
             boots: remembered.boots,
+            trials: BTreeMap::new(),
             wakes: BTreeMap::new(),
             reports: remembered.reports,
             rogues: BTreeMap::new(),
@@ -204,6 +210,7 @@ impl Engine {
                     engine.kept.insert((ADOPTED, name.clone()), Kept::default());
                     serde_json::from_str(&json).map(|m: Workstation| drop(engine.adopted.insert(m.mac, m)))
                 }
+                "trials" => serde_json::from_str(&json).map(|t| drop(engine.trials.insert(name.clone(), t))),
                 _ => serde_json::from_str(&json).map(|g| drop(engine.world.guests.insert(name.clone(), g))),
             };
             if let Err(e) = read {
@@ -260,7 +267,8 @@ impl Engine {
     async fn read_store(&mut self) {
         let (store, site, known) =
             (self.shared.options.store.clone(), self.site.clone(), self.images.clone());
-        let read = tokio::task::spawn_blocking(move || Images::read(&store, &site, &known));
+        let good: Vec<_> = self.trials.values().filter_map(|t| t.good.clone()).collect();
+        let read = tokio::task::spawn_blocking(move || Images::read(&store, &site, &good, &known));
         if let Ok(images) = read.await
             && images != *self.images
         {
@@ -385,7 +393,9 @@ impl Engine {
                 self.wakes.entry(node).or_default().push(view);
             }
             Effect::Desire { node, desired } => self.send(&node, ToNode::Desired(desired)),
-            Effect::Reboot { node, attempt, cause } => self.send(&node, ToNode::Reboot { attempt, cause }),
+            Effect::Reboot { node, attempt, cause, kexec } => {
+                self.send(&node, ToNode::Reboot { attempt, cause, kexec });
+            }
             Effect::Prune { guest, keep } => {
                 if let Err(e) = saved::prune(&self.shared.options.state, &guest, keep).await {
                     tracing::warn!(guest, "removing old saved states: {e}");
@@ -449,6 +459,7 @@ impl Engine {
         self.shared.publish(View {
             site: self.site.clone(),
             images: self.images.clone(),
+            trials: self.trials.clone(),
             owners: self.world.guests.iter().filter_map(owner).collect(),
             saved: self.world.guests.iter().filter_map(saved).collect(),
         });

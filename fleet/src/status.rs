@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use labshift_model::{
     api::{FleetStatus, GuestView, NodeView, RoomStatus},
+    manifest::short,
     site::Site,
 };
 use labshift_plan::{
@@ -60,6 +61,14 @@ pub(crate) fn build(engine: &Engine) -> FleetStatus {
     status.troubles.extend(rogues.map(|(a, _)| format!("another DHCP server answers on this network: {a}")));
     status.troubles.extend(engine.unadopted.iter().cloned());
     status.troubles.extend(engine.images.troubles.values().cloned());
+    let gone_back = site.machines.iter().filter_map(|m| {
+        let room = site.room(&m.room)?;
+        let wanted = room.generation.as_ref().or(engine.images.stable.get(&room.image))?;
+        let (good, why) = engine.trials.get(&m.name)?.instead_of(&room.image, wanted)?;
+        let (wanted, good) = (short(wanted), short(good));
+        Some(format!("{} boots generation {good} of {} instead of {wanted}: {why}", m.name, room.image))
+    });
+    status.troubles.extend(gone_back);
     status
 }
 

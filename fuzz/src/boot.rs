@@ -8,7 +8,7 @@ use labshift_initrd::{cmdline, dhcp, modules};
 use labshift_lab::frame;
 use labshift_model::{
     MacAddr,
-    boot::{BootAnswer, BootChoice, Directory, Machine, MachineKind, NoAnswer},
+    boot::{BootChoice, Directory, Machine, MachineKind, NoAnswer, SignedAnswer},
 };
 use labshift_pxe::{
     Config, Mode,
@@ -37,7 +37,7 @@ impl Directory for Everybody {
         BootChoice::Image { name, generation, arguments: String::new() }
     }
 
-    fn answer(&self, mac: MacAddr, _: IpAddr) -> Result<BootAnswer, NoAnswer> {
+    fn answer(&self, mac: MacAddr, _: &str, _: IpAddr) -> Result<SignedAnswer, NoAnswer> {
         Err(NoAnswer::Refused(format!("{mac} asked over DHCP")))
     }
 }

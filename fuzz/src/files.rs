@@ -1,12 +1,12 @@
 //! Files that came from a mirror, a store or an admin.
 
 use jiff::Timestamp;
-use labshift_image::{data::Spool, deb, index, lock::Lock, release};
+use labshift_image::{deb, index, lock::Lock, release};
 use labshift_model::{manifest, recipe, site};
 
 /// A package: no path leaves the image.
 pub fn deb(bytes: &[u8]) {
-    if let Ok(unpacked) = deb::unpack(bytes, "seed", &|_| true, &Spool::memory()) {
+    if let Ok(unpacked) = deb::unpack(bytes, "seed", &|_| true, &mut deb::in_memory) {
         for (path, _) in &unpacked.nodes {
             assert!(!path.starts_with('/') && path.split('/').all(|part| part != ".."), "{path}");
         }

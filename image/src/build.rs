@@ -25,7 +25,8 @@ use crate::{
     contents::{CONTENTS, Contents},
     elf,
     error::{At, BuildError},
-    fetch, initramfs,
+    fetch,
+    initramfs::{self, Trust},
     layer::{self, Layer},
     lock::{self, Lock},
     pack,
@@ -130,6 +131,7 @@ pub fn build(options: &BuildOptions, progress: &dyn Progress) -> Result<Built, B
         let _held = store.hold()?;
         if let Some(manifest) = record.still_there(&store, &job.name) {
             record.warnings.iter().for_each(|w| progress.warning(w));
+            store.sign_anew(&job.name, &record.generation, now)?;
             store.set_channel(&job.name, &options.channel, &record.generation, now)?;
             return Ok(built(Published::AlreadyThere, record.generation, manifest, record.root_bytes));
         }
@@ -151,6 +153,8 @@ pub(crate) struct Job {
     kernel: String,
     programs: BTreeMap<String, Vec<u8>>,
     key: SigningKey,
+    trust: Trust,
+    now: Timestamp,
     cache: Cache,
     lock: Lock,
 }
@@ -174,25 +178,27 @@ impl Job {
         let (name, kind, kernel) = (image.name.to_owned(), image.kind, image.kernel.to_owned());
         let programs = programs(&loaded, &options.programs)?;
         let key = store.signing_key()?;
+        let trust = Trust {
+            images: manifest::public(&key),
+            servers: manifest::public(&store.server_key()?),
+            minimum: loaded.recipe.minimum.map(|t| t.to_string()),
+        };
+        let now = options.sources.now;
         let cache = choose::open_cache(&options.sources)?;
         let lock = match &options.locked {
             Some(path) => choose::read_lock(path, &loaded, (&name, &kernel))?,
             None => choose::choose(&loaded, &options.sources, &cache, (&name, &kernel), progress)?,
         };
-        Ok(Job { loaded, name, kind, kernel, programs, key, cache, lock })
+        Ok(Job { loaded, name, kind, kernel, programs, key, trust, now, cache, lock })
     }
 
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    fn trusted(&self) -> String {
-        format!("{}\n", hex::encode(self.key.verifying_key().as_bytes()))
-    }
-
     /// A hash of it all.
     fn inputs(&self) -> String {
-        inputs(&self.loaded, &self.programs, &self.lock, &self.trusted())
+        inputs(&self.loaded, &self.programs, &self.lock, &self.trust)
     }
 
     /// Puts the image into a directory; `fresh` uses nothing of earlier builds.
@@ -205,7 +211,7 @@ impl Job {
         let Job { loaded, name, kernel, programs, cache, lock, .. } = self;
         let tools = Tools::prepare(cache, lock, |i| fetch::open(cache, lock, &lock.tools[i]))?;
         let init = programs.get("init").map_or(&[][..], Vec::as_slice);
-        let frame = initramfs::frame(init, &self.trusted());
+        let frame = initramfs::frame(init, &self.trust);
         let layer = Layer::of(loaded, kernel, lock, cache, &tools, (fresh, &frame), progress)?;
         let mut root = Building::over(loaded, &layer);
         root.finish(programs);
@@ -222,17 +228,32 @@ impl Job {
         let salt = Sha256::digest(lock.digest());
         let root_file = directory.join(paths::ROOT);
         pack::over(&tools, (&layer.base(), &layer.tree), &root.tree, &lock.digest(), &root_file)?;
-        let sealed = pack::seal(&root_file, &salt)?;
-        let linux = layer.kernel()?;
-        let initrd = layer.initrd(&frame)?;
-        write(directory, paths::KERNEL, &linux)?;
-        write(directory, paths::INITRD, &initrd)?;
-        write(directory, LOCK, &published_lock(lock).to_bytes())?;
-        let wanted = loaded.lines.iter();
-        let wanted =
-            wanted.filter_map(|(what, line)| Some((what.strip_prefix("package ")?.to_owned(), line.clone())));
-        write(directory, CONTENTS, &Contents::of(&root.tree, wanted.collect()).to_bytes())?;
-        write(directory, sbom::SBOM, &sbom::bill(name, lock, &root.tree))?;
+        // The root is hashed twice, block by block and as a whole; all else is written meanwhile.
+        let beside = || {
+            let sealed = pack::seal(&root_file, &salt)?;
+            Ok::<_, BuildError>((sealed, entry_of(&root_file)?))
+        };
+        let others = || {
+            let (linux, initrd) = (layer.kernel()?, layer.initrd(&frame)?);
+            write(directory, paths::KERNEL, &linux)?;
+            write(directory, paths::INITRD, &initrd)?;
+            write(directory, LOCK, &published_lock(lock).to_bytes())?;
+            let wanted = loaded
+                .lines
+                .iter()
+                .filter_map(|(what, line)| Some((what.strip_prefix("package ")?.to_owned(), line.clone())));
+            write(directory, CONTENTS, &Contents::of(&root.tree, wanted.collect()).to_bytes())?;
+            write(directory, sbom::SBOM, &sbom::bill(name, lock, &root.tree))?;
+            let files = entries(directory, &[paths::ROOT])?;
+            Ok::<_, BuildError>((linux, initrd, files))
+        };
+        let (root_done, others) = std::thread::scope(|scope| {
+            let beside = scope.spawn(beside);
+            let others = others();
+            (beside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), others)
+        });
+        let ((sealed, root_entry), (linux, initrd, mut files)) = (root_done?, others?);
+        files.insert(paths::ROOT.to_owned(), root_entry);
         let recipe = &loaded.recipe;
         let arguments = recipe.arguments.join(" ");
         if self.kind == ImageKind::Host {
@@ -252,8 +273,8 @@ impl Job {
                 output: e.to_string(),
             })?;
             write(directory, paths::UKI, &image)?;
+            files.insert(paths::UKI.to_owned(), entry_of(&directory.join(paths::UKI))?);
         }
-        let mut files = entries(directory)?;
         let statement = provenance::statement(loaded, lock, programs, &files);
         write(directory, provenance::PROVENANCE, &statement)?;
         files.insert(provenance::PROVENANCE.to_owned(), entry_of(&directory.join(provenance::PROVENANCE))?);
@@ -270,9 +291,10 @@ impl Job {
             services: recipe.services.clone(),
             modules: recipe.root_modules.clone(),
             ports: recipe.ports.clone(),
+            valid_days: recipe.valid_days,
         };
         let bytes = manifest.to_bytes();
-        let signature = manifest::sign(&bytes, &self.key);
+        let signature = manifest::sign(&bytes, &self.key, self.now, manifest.valid_days);
         write(directory, paths::MANIFEST, &bytes)?;
         write(directory, paths::SIGNATURE, &serde_json::to_vec_pretty(&signature).unwrap_or_default())?;
         Ok(Assembled { manifest, root_bytes, warnings: root.warnings })
@@ -280,9 +302,9 @@ impl Job {
 }
 
 /// A hash of everything that decides about an image.
-fn inputs(loaded: &Loaded, programs: &BTreeMap<String, Vec<u8>>, lock: &Lock, trusted: &str) -> String {
+fn inputs(loaded: &Loaded, programs: &BTreeMap<String, Vec<u8>>, lock: &Lock, trust: &Trust) -> String {
     let mut hash = Sha256::new();
-    hash.update(format!("{}\n{:?}\n{}\n{trusted}", layer::this_program(), loaded.recipe, lock.digest()));
+    hash.update(format!("{}\n{:?}\n{}\n{trust:?}", layer::this_program(), loaded.recipe, lock.digest()));
     for (name, bytes) in &loaded.files {
         hash.update(format!("file {name} {}\n", hex::encode(Sha256::digest(bytes))));
     }
@@ -326,13 +348,13 @@ fn write(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), BuildError> {
     fs::write(&path, bytes).at("writing", &path)
 }
 
-/// Size and hash of every file of a generation.
-pub(crate) fn entries(directory: &Path) -> Result<BTreeMap<String, FileEntry>, BuildError> {
+/// Size and hash of every file of a generation, except some.
+pub(crate) fn entries(directory: &Path, except: &[&str]) -> Result<BTreeMap<String, FileEntry>, BuildError> {
     let mut entries = BTreeMap::new();
     for entry in fs::read_dir(directory).at("reading", directory)? {
         let path = entry.at("reading", directory)?.path();
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        if [paths::MANIFEST, paths::SIGNATURE].contains(&name.as_str()) {
+        if [paths::MANIFEST, paths::SIGNATURE].iter().chain(except).any(|e| *e == name) {
             continue;
         }
         entries.insert(name, entry_of(&path)?);

@@ -23,6 +23,7 @@ use ureq::tls::{RootCerts, TlsConfig};
 use crate::{
     error::{At, BuildError},
     scratch::{self, Scratch},
+    shelf::Shelf,
 };
 
 /// What a mirror's signed lists say of a file.
@@ -70,6 +71,12 @@ impl Cache {
     /// A directory to work in, on the cache's own disk.
     pub(crate) fn scratch(&self, prefix: &str) -> Result<Scratch, BuildError> {
         Scratch::new(&self.directory.join("tmp"), prefix)
+    }
+
+    /// Unpacked packages: those that earlier builds kept, or none for a `fresh` build that works in `scratch`.
+    pub(crate) fn shelf(&self, fresh: bool, scratch: &Path) -> Result<Shelf, BuildError> {
+        let directory = if fresh { scratch } else { &self.directory }.join("unpacked");
+        Shelf::open(&directory).at("making", &directory)
     }
 
     fn object(&self, sha256: &str) -> PathBuf {

@@ -37,6 +37,13 @@ enum Place {
         file: Arc<File>,
         at: u64,
     },
+    /// In a file of the cache: read, and verified, each time.
+    Stored {
+        file: Arc<Path>,
+        at: u64,
+        length: usize,
+        packed: bool,
+    },
     /// In a packed layer: not at hand any more.
     Packed,
 }
@@ -57,9 +64,26 @@ impl Data {
         Data { size: bytes.len() as u64, sha256, sha1, place: Place::Memory(bytes) }
     }
 
+    /// Where stored content lies in its file: at which byte, how many bytes, whether packed.
+    pub fn lies(&self) -> Option<(u64, usize, bool)> {
+        match self.place {
+            Place::Stored { at, length, packed, .. } => Some((at, length, packed)),
+            _ => None,
+        }
+    }
+
     /// Content of which only the hashes are known.
     pub fn packed(size: u64, sha256: [u8; 32], sha1: [u8; 20]) -> Data {
         Data { size, sha256, sha1, place: Place::Packed }
+    }
+
+    /// Content that lies in a file of the cache from byte `at` on, `length` bytes long, packed with zstd or plain.
+    pub fn stored(
+        (size, sha256, sha1): (u64, [u8; 32], [u8; 20]),
+        file: Arc<Path>,
+        (at, length, packed): (u64, usize, bool),
+    ) -> Data {
+        Data { size, sha256, sha1, place: Place::Stored { file, at, length, packed } }
     }
 
     /// The bytes. Content of a packed layer has none.
@@ -71,6 +95,21 @@ impl Data {
                 file.read_exact_at(&mut bytes, *at)?;
                 Ok(bytes.into())
             }
+            Place::Stored { file, at, length, packed } => {
+                let mut bytes = vec![0; *length];
+                File::open(file)?.read_exact_at(&mut bytes, *at)?;
+                if *packed {
+                    bytes = zstd::bulk::decompress(
+                        &bytes,
+                        usize::try_from(self.size).map_err(io::Error::other)?,
+                    )?;
+                }
+                if self.sha256[..] != Sha256::digest(&bytes)[..] {
+                    let file = file.display();
+                    return Err(io::Error::other(format!("{file} is damaged; remove it, and build again")));
+                }
+                Ok(bytes.into())
+            }
             Place::Packed => Err(io::Error::other("its content is in a packed layer")),
         }
     }
@@ -79,7 +118,7 @@ impl Data {
 /// Where content goes that is too large for memory.
 #[derive(Debug)]
 pub struct Spool {
-    file: Option<Arc<File>>,
+    file: Arc<File>,
     end: AtomicU64,
 }
 
@@ -87,26 +126,19 @@ impl Spool {
     /// A file without a name on the disk of `directory`.
     pub fn on_disk_of(directory: &Path) -> io::Result<Spool> {
         let file = tempfile::tempfile_in(directory)?;
-        Ok(Spool { file: Some(Arc::new(file)), end: AtomicU64::new(0) })
-    }
-
-    /// Keeps everything in memory.
-    pub fn memory() -> Spool {
-        Spool { file: None, end: AtomicU64::new(0) }
+        Ok(Spool { file: Arc::new(file), end: AtomicU64::new(0) })
     }
 
     /// Keeps content.
     pub fn keep(&self, bytes: Vec<u8>) -> io::Result<Data> {
-        match &self.file {
-            Some(file) if bytes.len() > SMALL => {
-                let at = self.end.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-                file.write_all_at(&bytes, at)?;
-                let (sha256, sha1) = (Sha256::digest(&bytes).into(), Sha1::digest(&bytes).into());
-                let place = Place::Spooled { file: file.clone(), at };
-                Ok(Data { size: bytes.len() as u64, sha256, sha1, place })
-            }
-            _ => Ok(Data::new(bytes)),
+        if bytes.len() <= SMALL {
+            return Ok(Data::new(bytes));
         }
+        let at = self.end.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.file.write_all_at(&bytes, at)?;
+        let (sha256, sha1) = (Sha256::digest(&bytes).into(), Sha1::digest(&bytes).into());
+        let place = Place::Spooled { file: self.file.clone(), at };
+        Ok(Data { size: bytes.len() as u64, sha256, sha1, place })
     }
 }
 

@@ -12,10 +12,15 @@ use std::{
     },
 };
 
+use liblzma::stream::{IGNORE_CHECK, MtStreamBuilder, Stream};
+
 use crate::{
-    data::{Data, Spool},
+    data::Data,
     tree::{Kind, Node},
 };
+
+/// Where contents of files go: it gets their paths and bytes.
+pub type Sink<'a> = &'a mut dyn FnMut(&str, Vec<u8>) -> io::Result<Data>;
 
 /// Why a package's content was refused.
 #[derive(Debug, thiserror::Error)]
@@ -59,16 +64,21 @@ pub struct Unpacked {
     pub control: BTreeMap<String, String>,
 }
 
+/// A sink that keeps contents in memory.
+pub fn in_memory(_path: &str, bytes: Vec<u8>) -> io::Result<Data> {
+    Ok(Data::new(bytes))
+}
+
 /// A package unpacks to at most so much.
 const LIMIT: u64 = 2 << 30;
 
 /// Unpacks a package. Paths for which `keep` is false are passed over (directories never are); content goes to
-/// `spool`.
+/// `sink`.
 pub fn unpack(
     package_file: impl Read,
     package: &str,
     keep: &dyn Fn(&str) -> bool,
-    spool: &Spool,
+    sink: Sink<'_>,
 ) -> Result<Unpacked, BadPackage> {
     let mut archive = ar::Archive::new(package_file);
     let mut unpacked = Unpacked::default();
@@ -80,7 +90,7 @@ pub fn unpack(
             read_control(decompress(&mut entry, suffix)?, &mut unpacked.control)?;
             control = true;
         } else if let Some(suffix) = name.strip_prefix("data.tar") {
-            unpacked.nodes = read_data(decompress(&mut entry, suffix)?, package, keep, spool)?;
+            unpacked.nodes = read_data(decompress(&mut entry, suffix)?, package, keep, sink)?;
             data = true;
         }
     }
@@ -115,12 +125,16 @@ struct Xz<R: Read> {
 
 impl<R: Read> Xz<R> {
     fn new(member: R) -> io::Result<Xz<R>> {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4) as u32;
         let holds = !SIDE_BY_SIDE.swap(true, Ordering::AcqRel);
-        let threads = if holds { threads } else { 1 };
-        let mut builder = liblzma::stream::MtStreamBuilder::new();
-        // Past this memory (bytes) it goes on with one thread; it never fails for that reason.
-        let stream = builder.threads(threads).memlimit_threading(192 << 20).memlimit_stop(u64::MAX).decoder();
+        let stream = if holds {
+            let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4) as u32;
+            let mut builder = MtStreamBuilder::new();
+            // Past this memory (bytes) it goes on with one thread; it never fails for that reason.
+            builder.threads(threads).memlimit_threading(192 << 20).memlimit_stop(u64::MAX).decoder()
+        } else {
+            // The whole package's SHA-256 is known to be right: its inner check sums say nothing more.
+            Stream::new_stream_decoder(u64::MAX, IGNORE_CHECK)
+        };
         let stream = stream.map_err(io::Error::other)?;
         Ok(Xz { decoder: liblzma::read::XzDecoder::new_stream(member, stream), holds })
     }
@@ -174,7 +188,7 @@ fn read_data(
     reader: impl Read,
     package: &str,
     keep: &dyn Fn(&str) -> bool,
-    spool: &Spool,
+    sink: Sink<'_>,
 ) -> Result<Vec<(String, Node)>, BadPackage> {
     let origin: Arc<str> = package.into();
     let mut nodes: Vec<(String, Node)> = vec![];
@@ -193,7 +207,7 @@ fn read_data(
         } else if kind.is_file() {
             let mut bytes = Vec::with_capacity(usize::try_from(entry.size()).unwrap_or(0).min(64 << 20));
             entry.read_to_end(&mut bytes)?;
-            let data = spool.keep(bytes)?;
+            let data = sink(&path, bytes)?;
             contents.insert(path.clone(), data.clone());
             Kind::File(data)
         } else if kind.is_symlink() {

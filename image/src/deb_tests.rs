@@ -93,7 +93,7 @@ fn reads_every_compression() {
             suffix,
         );
         let unpacked =
-            unpack(&bytes[..], "p", &|path| !path.starts_with("usr/share/doc"), &Spool::memory()).unwrap();
+            unpack(&bytes[..], "p", &|path| !path.starts_with("usr/share/doc"), &mut in_memory).unwrap();
         let paths: Vec<_> = unpacked.nodes.iter().map(|(p, _)| p.as_str()).collect();
         assert_eq!(paths, ["usr", "usr/a", "usr/b", "usr/c"], "{suffix}");
         assert_eq!(unpacked.nodes[2].1.kind, Kind::File(Data::new(*b"hello")));
@@ -116,7 +116,7 @@ fn refuses_what_leaves_the_root_or_is_no_file() {
     ];
     for (path, kind, text) in cases {
         let bytes = package(&[(path, kind, text)], ".gz");
-        assert!(unpack(&bytes[..], "p", &|_| true, &Spool::memory()).is_err(), "{path} -> {text}");
+        assert!(unpack(&bytes[..], "p", &|_| true, &mut in_memory).is_err(), "{path} -> {text}");
     }
 }
 
@@ -132,6 +132,6 @@ fn garbage_is_an_error_and_never_a_panic() {
             bytes[at] = (state >> 24) as u8;
         }
         bytes.truncate(bytes.len() - (state as usize % 7) * 50);
-        let _ = unpack(&bytes[..], "p", &|_| true, &Spool::memory());
+        let _ = unpack(&bytes[..], "p", &|_| true, &mut in_memory);
     }
 }

@@ -12,11 +12,11 @@ use std::{
 
 use crate::{
     cache::Cache,
-    data::Spool,
-    deb::{self, Unpacked},
+    deb::Unpacked,
     error::BuildError,
     lock::{Lock, Locked},
     progress::{Progress, Stage},
+    shelf::Shelf,
 };
 
 /// Downloads that run at the same time.
@@ -57,19 +57,22 @@ impl Desk {
     }
 }
 
-/// Unpacks all packages of a lock, in its order. `keep(package, path)` says what is wanted.
+/// Unpacks all packages of a lock, in its order, or takes them from the shelf. `stays(package, path)` says what the
+/// shelf keeps.
 pub fn unpack_all(
     cache: &Cache,
     lock: &Lock,
-    keep: &(dyn Fn(&Locked, &str) -> bool + Sync),
-    spool: &Spool,
+    stays: &(dyn Fn(&Locked, &str) -> bool + Sync),
+    shelf: &Shelf,
     progress: &dyn Progress,
 ) -> Result<Vec<Unpacked>, BuildError> {
     // The largest first: what takes longest must not start last.
     let mut order: Vec<usize> = (0..lock.packages.len()).collect();
     order.sort_by_key(|i| std::cmp::Reverse(lock.packages[*i].size));
-    let (here, missing): (Vec<usize>, Vec<usize>) =
-        order.into_iter().partition(|i| cache.has(&lock.packages[*i].expected()));
+    let (here, missing): (Vec<usize>, Vec<usize>) = order.into_iter().partition(|i| {
+        let package = &lock.packages[*i];
+        shelf.has(&package.sha256) || cache.has(&package.expected())
+    });
     let bytes = |indexes: &[usize]| indexes.iter().map(|i| lock.packages[*i].size).sum::<u64>();
     let (fetch_total, total) = (bytes(&missing), bytes(&missing) + bytes(&here));
     if !missing.is_empty() {
@@ -117,11 +120,15 @@ pub fn unpack_all(
     let unpacker = || {
         while let Some(index) = next(&desk) {
             let package = &lock.packages[index];
-            let result = open(cache, lock, package).and_then(|file| {
-                deb::unpack(file, &package.name, &|path| keep(package, path), spool).map_err(|why| {
-                    BuildError::Package { package: format!("{} {}", package.name, package.version), why }
+            let unpack = || {
+                let file = open(cache, lock, package)?;
+                let known = (package.name.as_str(), package.sha256.as_str());
+                shelf.unpack(file, known, &|path| stays(package, path)).map_err(|why| BuildError::Package {
+                    package: format!("{} {}", package.name, package.version),
+                    why,
                 })
-            });
+            };
+            let result = shelf.get(&package.sha256).map_or_else(unpack, Ok);
             match result {
                 Ok(result) => desk.hold().done[index] = Some(result),
                 Err(error) => return desk.fail(error),

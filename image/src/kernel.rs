@@ -6,7 +6,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::Read,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use labshift_model::fault::nearest;
@@ -141,23 +144,46 @@ impl Kernel {
         if !missing.is_empty() {
             return Err(BadKernel::NoModules(missing));
         }
-        let mut chosen: BTreeMap<String, Module> = BTreeMap::new();
-        while let Some(name) = queue.pop() {
-            if chosen.values().any(|m| m.name == name) {
-                continue;
-            }
-            let module = self.load(&name, spool)?;
-            let next = module.depends.iter().chain(&module.soft);
-            queue.extend(next.filter(|n| self.packed.contains_key(*n)).cloned());
-            chosen.insert(module.path.clone(), module);
+        let mut chosen: BTreeSet<String> = BTreeSet::new();
+        // Round by round: what is asked for, then what that needs. The modules of a round are unpacked side by side.
+        while !queue.is_empty() {
+            queue.retain(|name| chosen.insert(name.clone()));
+            self.load(&queue, spool)?;
+            let needed = |name: &String| {
+                let module = self.loaded.get(name);
+                module.into_iter().flat_map(|m| m.depends.iter().chain(&m.soft))
+            };
+            queue = queue.iter().flat_map(needed).filter(|n| self.packed.contains_key(*n)).cloned().collect();
         }
-        Ok(chosen.into_values().collect())
+        let mut modules: Vec<Module> = chosen.iter().filter_map(|n| self.loaded.get(n)).cloned().collect();
+        modules.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(modules)
     }
 
-    fn load(&mut self, name: &str, spool: &Spool) -> Result<Module, BadKernel> {
-        if let Some(module) = self.loaded.get(name) {
-            return Ok(module.clone());
-        }
+    /// Unpacks modules that are not unpacked yet.
+    fn load(&mut self, names: &[String], spool: &Spool) -> Result<(), BadKernel> {
+        let wanted: Vec<&String> = names.iter().filter(|n| !self.loaded.contains_key(*n)).collect();
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let mut modules = vec![];
+            while let Some(name) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
+                modules.push(self.read(name, spool)?);
+            }
+            Ok::<_, BadKernel>(modules)
+        };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(8).min(wanted.len());
+        let loaded = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            let join = |t: std::thread::ScopedJoinHandle<'_, _>| {
+                t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            threads.into_iter().map(join).collect::<Result<Vec<Vec<Module>>, BadKernel>>()
+        })?;
+        self.loaded.extend(loaded.into_iter().flatten().map(|m| (m.name.clone(), m)));
+        Ok(())
+    }
+
+    fn read(&self, name: &str, spool: &Spool) -> Result<Module, BadKernel> {
         let bad = |reason: String| BadKernel::Unreadable { name: name.to_owned(), reason };
         let (path, packed) = self.packed.get(name).ok_or_else(|| bad("it is not there".into()))?;
         let packed = packed.bytes().map_err(BadKernel::Spool)?;
@@ -190,7 +216,6 @@ impl Kernel {
                 _ => {}
             }
         }
-        self.loaded.insert(name.to_owned(), module.clone());
         Ok(module)
     }
 }

@@ -30,14 +30,14 @@ use crate::{
     error::{At, BuildError},
     fetch, initramfs,
     kernel::{BadKernel, Kernel},
-    lock::Lock,
+    lock::{Lock, Locked},
     pack,
     progress::{Progress, Stage},
     recipe_file::Loaded,
-    root::Building,
+    root::{Building, may_come},
     scratch::{self, Scratch},
     tools::Tools,
-    tree::Tree,
+    tree::{Kind, Node, Tree},
 };
 
 /// Layers that are kept; the one that was not used for longest goes first.
@@ -109,7 +109,7 @@ impl Layer {
         };
         if fresh {
             let work = cache.scratch("layer")?;
-            make(loaded, (kernel, frame), lock, (cache, tools), work.path(), progress)?;
+            make(loaded, (kernel, frame), lock, (cache, tools), (fresh, work.path()), progress)?;
             let layer = Layer::open(work.path()).ok_or_else(|| unreadable(work.path()))?;
             return Ok(Layer { _scratch: Some(work), ..layer });
         }
@@ -120,7 +120,7 @@ impl Layer {
             return Ok(layer);
         }
         let work = cache.scratch("layer")?;
-        make(loaded, (kernel, frame), lock, (cache, tools), work.path(), progress)?;
+        make(loaded, (kernel, frame), lock, (cache, tools), (fresh, work.path()), progress)?;
         match fs::rename(work.path(), &directory) {
             // Another build was faster, or a damaged layer is in the way.
             Err(_) if Layer::open(&directory).is_some() => {}
@@ -185,19 +185,19 @@ fn make(
     (package, frame): (&str, &[u8]),
     lock: &Lock,
     (cache, tools): (&Cache, &Tools),
-    directory: &Path,
+    (fresh, directory): (bool, &Path),
     progress: &dyn Progress,
 ) -> Result<(), BuildError> {
     let spool = Spool::on_disk_of(directory).at("making a file in", directory)?;
     let recipe = &loaded.recipe;
     let is_kernel = |name: &str| name.starts_with("linux-image-");
-    let unpacked = fetch::unpack_all(
-        cache,
-        lock,
-        &|locked, path| is_kernel(&locked.name) || Building::keeps(recipe, path),
-        &spool,
-        progress,
-    )?;
+    let shelf = cache.shelf(fresh, directory)?;
+    let stays = |locked: &Locked, path: &str| is_kernel(&locked.name) || may_come(path);
+    let mut unpacked = fetch::unpack_all(cache, lock, &stays, &shelf, progress)?;
+    for (locked, package) in lock.packages.iter().zip(&mut unpacked) {
+        let keeps = |path: &str, node: &Node| node.kind == Kind::Directory || Building::keeps(recipe, path);
+        package.nodes.retain(|(path, node)| is_kernel(&locked.name) || keeps(path, node));
+    }
     progress.stage(Stage::Kernel, package);
     let bad = |why: BadKernel| BuildError::Kernel { package: package.to_owned(), why };
     let mut kernel = find_kernel(&unpacked).map_err(bad)?;
@@ -243,6 +243,7 @@ fn make(
         warnings: root.warnings,
         files: contents::entries(&root.tree),
     };
+    shelf.forget();
     write(DESCRIPTION, &serde_json::to_vec(&known).unwrap_or_default())
 }
 

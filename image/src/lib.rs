@@ -49,6 +49,7 @@ pub mod root;
 pub mod sbom;
 mod scratch;
 pub mod scripts;
+mod shelf;
 pub mod store;
 pub mod tools;
 pub mod tree;

@@ -33,6 +33,14 @@ pub const NEVER: [&str; 12] = [
     "boot",
 ];
 
+/// Declarations of users are read, then left out with the rest of their directory.
+const SYSUSERS: &str = "usr/lib/sysusers.d/";
+
+/// Whether a package's path comes into any image.
+pub fn may_come(path: &str) -> bool {
+    path.starts_with(SYSUSERS) || !NEVER.iter().any(|never| glob::fits(never, path))
+}
+
 /// A root being put together.
 pub struct Building<'a> {
     /// Image name, for messages.
@@ -81,13 +89,8 @@ impl<'a> Building<'a> {
 
     /// Whether a package's path comes into the image.
     pub fn keeps(recipe: &Recipe, path: &str) -> bool {
-        // Declarations of users are read, then left out with the rest of their directory.
-        path.starts_with("usr/lib/sysusers.d/")
-            || !NEVER
-                .iter()
-                .copied()
-                .chain(recipe.prune.iter().map(String::as_str))
-                .any(|p| glob::fits(p, path))
+        may_come(path)
+            && (path.starts_with(SYSUSERS) || !recipe.prune.iter().any(|pruned| glob::fits(pruned, path)))
     }
 
     /// Adds a package's files and looks at its maintainer script.
@@ -100,7 +103,7 @@ impl<'a> Building<'a> {
             }
         }
         for (path, node) in package.nodes {
-            if let Some(file) = path.strip_prefix("usr/lib/sysusers.d/")
+            if let Some(file) = path.strip_prefix(SYSUSERS)
                 && let Kind::File(data) = &node.kind
             {
                 match data.bytes() {

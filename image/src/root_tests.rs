@@ -6,7 +6,7 @@ use labshift_model::recipe::Recipe;
 use tar::EntryType::{Directory, Regular, Symlink};
 
 use super::*;
-use crate::{data::Spool, deb};
+use crate::deb;
 
 fn loaded(text: &str) -> Loaded {
     let recipe = Recipe::parse("test.toml", text).unwrap();
@@ -61,7 +61,7 @@ fn build(recipe: &Loaded) -> (Tree, Vec<String>) {
     let mut root = Building::new(recipe);
     for (name, bytes) in packages() {
         let unpacked =
-            deb::unpack(&bytes[..], name, &|path| Building::keeps(&recipe.recipe, path), &Spool::memory())
+            deb::unpack(&bytes[..], name, &|path| Building::keeps(&recipe.recipe, path), &mut deb::in_memory)
                 .unwrap();
         root.add(name, unpacked);
     }

@@ -11,7 +11,6 @@ use std::{
 
 use crate::{
     cache::Cache,
-    data::Spool,
     deb,
     error::{At, BuildError},
     lock::Lock,
@@ -46,7 +45,7 @@ impl Tools {
         for (i, locked) in lock.tools.iter().enumerate() {
             let keep = |path: &str| !path.starts_with("usr/share/");
             let package = format!("{} {}", locked.name, locked.version);
-            let unpacked = deb::unpack(read(i)?, &locked.name, &keep, &Spool::memory())
+            let unpacked = deb::unpack(read(i)?, &locked.name, &keep, &mut deb::in_memory)
                 .map_err(|why| BuildError::Package { package, why })?;
             for (path, node) in unpacked.nodes {
                 tree.put(&path, node);

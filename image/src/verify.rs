@@ -45,7 +45,7 @@ pub fn rebuild(
         return Err(BuildError::Unusable { path: options.recipe.clone(), reason });
     }
     let rebuilt = job.assemble(true, work.path(), progress)?;
-    let found = entries(work.path())?;
+    let found = entries(work.path(), &[])?;
     let mut differs = vec![];
     let mut files: Vec<&String> = found.keys().chain(published.manifest.files.keys()).collect();
     files.sort();

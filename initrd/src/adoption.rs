@@ -22,7 +22,7 @@ use crate::{
     journal::{JOURNAL, stage_name},
     link::Port,
     page::Page,
-    server::{self, Asked},
+    server::{self, Asked, Trust},
 };
 
 /// Between two questions.
@@ -32,7 +32,7 @@ const TELL: Duration = Duration::from_secs(60);
 
 /// Returns when the machine is known, when its lease needs care, or when the server does not answer: in each case the address
 /// is asked for anew.
-pub fn wait(agent: &Agent, server: &str, port: &Port, lease: &Lease, sentence: &str) {
+pub fn wait(agent: &Agent, (server, trust): (&str, &Trust), port: &Port, lease: &Lease, sentence: &str) {
     let hardware = hardware::read(Path::new("/"));
     let begin = Instant::now();
     let mut told: Option<Instant> = None;
@@ -46,7 +46,7 @@ pub fn wait(agent: &Agent, server: &str, port: &Port, lease: &Lease, sentence: &
             told = Some(Instant::now());
         }
         thread::sleep(PAUSE);
-        match server::ask(agent, server, port.mac) {
+        match server::ask(agent, server, port.mac, trust) {
             Ok(Asked::Unknown(_)) => {}
             Ok(Asked::Answer(answer)) => {
                 JOURNAL.say("adoption", &format!("this machine is {} now", answer.node));

@@ -23,8 +23,8 @@
 //! | [`order`], [`process`], [`ready`], [`supervisor`], [`control`] | services |
 //! | [`clock`] | a guest's time after a pause |
 //! | [`life`] | all of it, in order; [`plan`] says it without doing it |
-//! | [`power`], [`button`] | the end |
-//! | [`watchdog`] | the end of a machine that hangs |
+//! | [`power`], [`button`], [`kexec`] | the end; the next kernel without firmware |
+//! | [`watchdog`], [`crash`] | the end of a machine that hangs; what its kernel said last |
 //! | [`sys`] | the crate's unsafe code |
 
 pub mod adoption;
@@ -35,6 +35,7 @@ pub mod clock;
 pub mod cmdline;
 pub mod console;
 pub mod control;
+pub mod crash;
 pub mod dhcp;
 pub mod failure;
 pub mod fetch;
@@ -42,6 +43,7 @@ pub mod handover;
 pub mod hardware;
 pub mod hotplug;
 pub mod journal;
+pub mod kexec;
 pub mod lease;
 pub mod life;
 pub mod link;

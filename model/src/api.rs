@@ -483,6 +483,8 @@ pub struct ModeRequest {
 pub struct RebootRequest {
     /// Why; shown by `explain`.
     pub cause: String,
+    /// Straight into the kernel of the generation that it shall run, without the firmware's start-up.
+    pub kexec: bool,
 }
 
 /// Declares that a lost node has no power, so that its guests may be resumed elsewhere.

@@ -90,7 +90,12 @@ impl Engine {
                 let cause = reason("an admin asked for a reboot", &request.cause);
                 record.rebooting = Some(cause.clone());
                 self.note(EventKind::Admin, &node, "", format!("an admin reboots {node}"), &cause);
-                self.effects.push(Effect::Reboot { node: node.clone(), attempt, cause });
+                self.effects.push(Effect::Reboot {
+                    node: node.clone(),
+                    attempt,
+                    cause,
+                    kexec: request.kexec,
+                });
                 Ok(format!("{node} saves its guests and reboots"))
             }
             Request::Fence(node, request) => {

@@ -25,6 +25,7 @@ fn told(lab: &Lab) {
         mac: NEW,
         attempt: None,
         stages: vec![],
+        crash: None,
         log: String::new(),
         hardware: Some(hardware.into()),
     };

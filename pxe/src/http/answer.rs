@@ -10,7 +10,7 @@ use axum::{
 };
 use labshift_model::{
     MacAddr,
-    boot::{BootChoice, MachineKind, NoAnswer},
+    boot::{BootChoice, LONGEST_NONCE, MachineKind, NoAnswer, is_nonce},
 };
 use serde::Deserialize;
 
@@ -20,10 +20,12 @@ use crate::{
     store,
 };
 
-/// `?mac=..`; init adds the machine's UUID, which is no key: several machines can share one.
+/// `?mac=..`; init adds a number of its own, which comes back in the signed answer.
 #[derive(Deserialize)]
 pub(super) struct Asker {
     mac: Option<String>,
+    #[serde(default)]
+    nonce: String,
 }
 
 impl Asker {
@@ -100,6 +102,12 @@ pub(super) async fn boot_answer(
         Ok(mac) => mac,
         Err(refused) => return *refused,
     };
+    if !is_nonce(&asker.nonce) {
+        return sentence(
+            StatusCode::BAD_REQUEST,
+            format!("the nonce must be at most {LONGEST_NONCE} letters and digits"),
+        );
+    }
     // A new session is a write to the database: no place for a busy loop on some machine.
     if !context.limiter.allows(peer.ip(), Instant::now()) {
         return super::report::too_many();
@@ -109,7 +117,7 @@ pub(super) async fn boot_answer(
         tracing::warn!("{peer} asked for the boot answer of {mac}: {reason}");
         return sentence(StatusCode::FORBIDDEN, reason);
     }
-    match context.directory.answer(mac, peer) {
+    match context.directory.answer(mac, &asker.nonce, peer) {
         Ok(answer) => ([(header::CACHE_CONTROL, "no-store")], Json(answer)).into_response(),
         Err(NoAnswer::Refused(reason)) => sentence(StatusCode::FORBIDDEN, reason),
         // Not yet: it waits to be adopted.

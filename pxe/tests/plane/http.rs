@@ -9,7 +9,10 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 
-use labshift_model::boot::{BootAnswer, BootPlaneEvent};
+use labshift_model::{
+    boot::{BootPlaneEvent, Disbelieved, SignedAnswer},
+    manifest::trusted_keys,
+};
 use labshift_pxe::{
     Config,
     dhcp::socket::{Table, now},
@@ -233,8 +236,17 @@ async fn scripts_by_machine() {
 #[tokio::test]
 async fn init_gets_its_answer_or_a_sentence() {
     let running = start().await;
-    let (status, text) = running.text(&format!("/v1/boot/answer?mac={FIXED}&uuid=x")).await;
-    let answer: BootAnswer = serde_json::from_str(&text).expect("an answer");
+    let (status, text) = running.text(&format!("/v1/boot/answer?mac={FIXED}&nonce=abc1")).await;
+    let signed: SignedAnswer = serde_json::from_str(&text).expect("an answer");
+    let keys = trusted_keys(&signed.key);
+    let answer = signed.open(&keys, "abc1").expect("signed for this question");
+    assert_eq!(signed.open(&keys, "abc2"), Err(Disbelieved::Recorded));
+    assert_eq!(signed.open(&[], "abc1"), Err(Disbelieved::UnknownKey(signed.key.clone())));
+    let moved = signed.answer.replacen("lab-01", "lab-02", 1);
+    let moved = SignedAnswer { answer: moved, ..signed.clone() };
+    assert_eq!(moved.open(&keys, "abc1"), Err(Disbelieved::BadSignature));
+    let odd = running.text(&format!("/v1/boot/answer?mac={FIXED}&nonce={}", "a".repeat(65))).await;
+    assert_eq!(odd.0, StatusCode::BAD_REQUEST);
     assert_eq!((status, answer.attempt), (StatusCode::OK, 3));
     now(&running.table).bind(DISK, Ipv4Addr::LOCALHOST, 3600, Timestamp::now());
     let (status, text) = running.text(&format!("/v1/boot/answer?mac={DISK}")).await;
