@@ -13,6 +13,7 @@ use dhcproto::{
     v4::{DhcpOption, Flags, Message, MessageType, OptionCode},
 };
 use labshift_model::MacAddr;
+use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 
 /// A machine asks again after so long.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -30,6 +31,8 @@ enum Machine {
 /// The same moment for so many batch guests' cards. Prints how long the last and the median one waited, and the NAKs.
 pub fn avalanche(server: SocketAddr, own: Ipv4Addr, count: usize) -> Result<()> {
     let socket = UdpSocket::bind(SocketAddrV4::new(own, 67)).context("opening port 67")?;
+    // All of them answered at once must not be lost on this side.
+    setsockopt(&socket, RcvBufForce, &(8 << 20)).context("making room for replies")?;
     let cards = (1..=count).map(|n| MacAddr::for_guest(&format!("work-{n}")));
     let mut machines: BTreeMap<MacAddr, Machine> = cards.map(|mac| (mac, Machine::Waits)).collect();
     let (begin, mut naks, mut sent, mut again) = (Instant::now(), 0, 0, 0);
