@@ -28,7 +28,7 @@ test: test-unit test-lab ## run every test
 
 test-unit: build ## tests that need no machine
 	$(CARGO) test --release --locked --workspace --exclude labshift-tests
-	$(CARGO) test --release --locked -p labshift-tests --test arrows
+	$(CARGO) test --release --locked -p labshift-tests --test arrows --test cases
 
 test-lab: build ## tests that boot workstations in QEMU, one after the other
 	$(CARGO) test --release --locked -p labshift-tests --test day --test boot -- --test-threads=1 --nocapture
@@ -58,7 +58,7 @@ bench-boot: build ## time to ready, memory, processes and bytes of a boot, again
 bench: build ## boot and mode-change figures, measured in the lab
 	$(SUDO) target/release/labshift lab bench --recipes recipes --store target/lab/store --output target/bench
 
-bench-boot-server: build ## DHCP, TFTP and HTTP beside dnsmasq, Kea, tftpd-hpa and nginx
+bench-boot-server: build ## DHCP, TFTP, HTTP and firmware's time beside dnsmasq, Kea, tftpd-hpa and nginx
 	@scripts/deps bench
 	$(CARGO) build --release --locked -p labshift-pxe --example load
 	$(SUDO) scripts/bench-boot-server

@@ -4,7 +4,9 @@
 //! load publish STORE BYTES              makes image `bench` with one file; prints its path under the store
 //! load macs COUNT                       prints the cards of batch guests work-1, work-2, ...
 //! load tftp SERVER PATH BLOCK WINDOW CLIENTS
-//! load http SERVER:PORT PATH CLIENTS    both print bytes and seconds of all clients together
+//! load http SERVER:PORT PATH CLIENTS [TIMES]   both print bytes and seconds of all clients together
+//! load boot COMMAND ...                 seconds from a machine's first DISCOVER to the start of its kernel
+//! load avalanche SERVER:PORT OWN COUNT  seconds until the last and the median machine has its lease, NAKs, repeated questions
 //! ```
 
 use std::{
@@ -19,6 +21,8 @@ use labshift_model::{
     manifest::{FileEntry, ImageKind, Manifest, Root, SCHEMA, generation_of, sign},
 };
 
+mod boot;
+mod dhcp;
 mod http;
 mod tftp;
 
@@ -38,9 +42,13 @@ fn main() -> Result<()> {
             let (server, block, window) = (address(server)?, block.parse()?, window.parse()?);
             together(clients.parse()?, || tftp::fetch(server, path, block, window))?;
         }
-        ["http", server, path, clients] => {
-            let server = address(server)?;
-            together(clients.parse()?, || http::fetch(server, path))?;
+        ["http", server, path, clients, times @ ..] if times.len() < 2 => {
+            let (server, times) = (address(server)?, times.first().map_or(Ok(1), |t| t.parse::<u32>())?);
+            together(clients.parse()?, || (0..times).map(|_| http::fetch(server, path)).sum())?;
+        }
+        ["boot", command @ ..] => boot::kernel_start(command)?,
+        ["avalanche", server, own, count] => {
+            dhcp::avalanche(address(server)?, own.parse().context("reading OWN")?, count.parse()?)?;
         }
         _ => bail!("usage: see the head of pxe/examples/load/main.rs"),
     }

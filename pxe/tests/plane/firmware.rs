@@ -1,9 +1,8 @@
-//! Real UEFI firmware (OVMF in QEMU) against the plane: PXE beside a foreign DHCP server, and HTTP boot. What it loads is iPXE
+//! Real UEFI firmware (OVMF in QEMU) against the plane: PXE beside foreign DHCP servers and behind a relay, and HTTP boot. What it loads is iPXE
 //! in the place of an image, which asks DHCP again: that shows that the firmware ran what it got.
 
 use std::{
     fs,
-    net::SocketAddr,
     path::Path,
     process::{Child, Command, Stdio},
     sync::{Arc, mpsc},
@@ -11,7 +10,7 @@ use std::{
 };
 
 use labshift_model::boot::{BootPlaneEvent, Speaker};
-use labshift_pxe::{BootPlane, Config, Mode};
+use labshift_pxe::{BootPlane, Config, Mode, Subnet};
 use tokio::{net::TcpListener, time::timeout};
 
 use crate::{
@@ -79,8 +78,33 @@ fn machine(scratch: &Path, http_only: bool) -> Ends {
     start("qemu-system-x86_64", &arguments)
 }
 
-/// Boots the machine in a plane of this mode, beside a dnsmasq that gives addresses if there is one, until iPXE speaks.
-fn boots(mode: Mode, http_only: bool) -> Vec<BootPlaneEvent> {
+/// What stands between the machine and the plane, or beside it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Around {
+    /// Nothing; the firmware may do HTTP boot only.
+    HttpOnly,
+    /// A dnsmasq that gives the addresses.
+    Dnsmasq,
+    /// A Kea that gives the addresses.
+    Kea,
+    /// A router with a DHCP relay: the machine is behind it.
+    Relay,
+}
+
+/// A bridge with an address, these ports, and the machine's.
+fn bridge(name: &str, address: &str, ports: &[&str]) {
+    ip(&format!("link add {name} type bridge"));
+    ip("tuntap add tap0 mode tap");
+    for port in ports.iter().chain(&["tap0"]) {
+        ip(&format!("link set {port} master {name}"));
+        ip(&format!("link set {port} up"));
+    }
+    ip(&format!("address add {address} dev {name}"));
+    ip(&format!("link set {name} up"));
+}
+
+/// Boots the machine until iPXE speaks; gives what the plane saw.
+fn boots(around: Around) -> Vec<BootPlaneEvent> {
     let notes = Notes::default();
     let heard = notes.clone();
     let (over, wait) = mpsc::channel::<()>();
@@ -90,24 +114,33 @@ fn boots(mode: Mode, http_only: bool) -> Vec<BootPlaneEvent> {
             let scratch = tempfile::tempdir().expect("a directory");
             let loader = fs::read("/usr/lib/ipxe/snponly.efi").expect("iPXE; `make deps` installs it");
             let generation = publish(scratch.path(), &[("uki.efi", &loader)]);
-            ip("link add bridge0 type bridge");
-            ip("tuntap add tap0 mode tap");
-            for port in ["server0", "tap0"] {
-                ip(&format!("link set {port} master bridge0"));
-                ip(&format!("link set {port} up"));
-            }
-            ip("address add 10.77.0.1/24 dev bridge0");
-            ip("link set bridge0 up");
             let state = scratch.path().join("state");
             let mut config = Config::new("bridge0", SERVER, 24, scratch.path().into(), state);
-            config.mode = mode;
+            if around == Around::Relay {
+                config.interface = "server0".to_owned();
+                config.relayed.push(Subnet {
+                    network: [10, 78, 0, 0].into(),
+                    prefix: 24,
+                    pool: ([10, 78, 0, 100].into(), [10, 78, 0, 150].into()),
+                    gateway: Some([10, 78, 0, 1].into()),
+                });
+                ip("address add 10.77.0.1/24 dev server0");
+                ip("link set server0 up");
+                ip("route add 10.78.0.0/24 via 10.77.0.254");
+            } else {
+                bridge("bridge0", "10.77.0.1/24", &["server0"]);
+            }
+            if matches!(around, Around::Dnsmasq | Around::Kea) {
+                config.mode = Mode::Proxy;
+            }
             let site = Arc::new(Site { generation, ..Site::default() });
             runtime.block_on(async {
                 let plane = BootPlane::bind(config, site, Arc::new(notes.clone())).expect("the plane");
                 let listener = TcpListener::bind(plane.http_address()).await.expect("the HTTP port");
                 tokio::spawn(plane.http_front().serve(listener, plane.http_router()));
                 ready.send(String::new()).expect("the other side waits");
-                let _machine = machine(scratch.path(), http_only);
+                let here = around != Around::Relay;
+                let _machine = here.then(|| machine(scratch.path(), around == Around::HttpOnly));
                 let spoke =
                     |e: &BootPlaneEvent| matches!(e, BootPlaneEvent::Offer { speaker: Speaker::Ipxe, .. });
                 let done = async { drop(notes.wait_for(spoke).await) };
@@ -116,33 +149,51 @@ fn boots(mode: Mode, http_only: bool) -> Vec<BootPlaneEvent> {
             });
         },
         move |_, _, _| {
-            if mode != Mode::Proxy {
-                return;
-            }
-            let address: SocketAddr = ([10, 77, 0, 3], 0).into();
-            ip(&format!("address add {}/24 dev client0", address.ip()));
-            ip("link set client0 up");
             let scratch = tempfile::tempdir().expect("a directory");
-            let leases = format!("--dhcp-leasefile={}", scratch.path().join("leases").display());
-            let arguments = [
-                "--keep-in-foreground",
-                "--log-facility=-",
-                "--user=root",
-                "--port=0",
-                "--interface=client0",
-                "--bind-interfaces",
-                "--dhcp-authoritative",
-                "--no-ping",
-                "--dhcp-range=10.77.0.100,10.77.0.150,1h",
-                "--conf-file=/dev/null",
-                &leases,
-            ];
-            let _dnsmasq = start("dnsmasq", &arguments);
+            let leases = scratch.path().join("leases").display().to_string();
+            if around != Around::HttpOnly {
+                let own = if around == Around::Relay { 254 } else { 3 };
+                ip(&format!("address add 10.77.0.{own}/24 dev client0"));
+                ip("link set client0 up");
+            }
+            let dnsmasq = |arguments: &str| {
+                let common = "--keep-in-foreground --user=root --port=0 --bind-interfaces --conf-file=/dev/null --pid-file=";
+                start("dnsmasq", &common.split(' ').chain(arguments.split(' ')).collect::<Vec<_>>())
+            };
+            let _running = match around {
+                Around::HttpOnly => return,
+                Around::Dnsmasq => vec![dnsmasq(&format!(
+                    "--interface=client0 --dhcp-authoritative --no-ping --dhcp-range=10.77.0.100,10.77.0.150,1h \
+                     --dhcp-leasefile={leases}"
+                ))],
+                Around::Kea => vec![kea(scratch.path(), &leases)],
+                Around::Relay => {
+                    bridge("lan0", "10.78.0.1/24", &[]);
+                    fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("a router");
+                    let relay =
+                        dnsmasq("--interface=lan0 --interface=client0 --dhcp-relay=10.78.0.1,10.77.0.1");
+                    vec![relay, machine(scratch.path(), false)]
+                }
+            };
             // Until the server's side is done.
             let _ = wait.recv();
         },
     );
     heard.all()
+}
+
+/// A Kea on `client0`, as its manual sets it up.
+fn kea(scratch: &Path, leases: &str) -> Ends {
+    let text = format!(
+        r#"{{ "Dhcp4": {{ "interfaces-config": {{ "interfaces": [ "client0" ] }},
+        "lease-database": {{ "type": "memfile", "persist": true, "name": "{leases}" }}, "valid-lifetime": 3600,
+        "subnet4": [ {{ "subnet": "10.77.0.0/24", "pools": [ {{ "pool": "10.77.0.100 - 10.77.0.150" }} ] }} ] }} }}"#
+    );
+    let file = scratch.join("kea.json");
+    fs::write(&file, text).expect("its settings");
+    let (file, here) = (file.display().to_string(), scratch.display());
+    let arguments = [&format!("KEA_PIDFILE_DIR={here}"), "KEA_LOCKFILE_DIR=none", "kea-dhcp4", "-c", &file];
+    start("env", &arguments)
 }
 
 fn fetched(events: &[BootPlaneEvent], wanted: &str) -> bool {
@@ -152,15 +203,33 @@ fn fetched(events: &[BootPlaneEvent], wanted: &str) -> bool {
     )
 }
 
+/// Without root nothing is booted, and nothing seen.
+fn beside(around: Around) {
+    let events = boots(around);
+    let leased = |e: &BootPlaneEvent| matches!(e, BootPlaneEvent::Lease { .. });
+    assert!(events.is_empty() || (fetched(&events, "tftp") && !events.iter().any(leased)), "{events:#?}");
+}
+
 #[test]
 fn case_03_04_ovmf_boots_by_pxe_beside_a_foreign_dhcp_server() {
-    let events = boots(Mode::Proxy, false);
-    let none = |e: &BootPlaneEvent| matches!(e, BootPlaneEvent::Lease { .. });
-    assert!(events.is_empty() || (fetched(&events, "tftp") && !events.iter().any(none)), "{events:#?}");
+    beside(Around::Dnsmasq);
+}
+
+#[test]
+fn case_03_04_ovmf_boots_by_pxe_beside_kea() {
+    beside(Around::Kea);
 }
 
 #[test]
 fn case_05_22_24_ovmf_boots_by_http() {
-    let events = boots(Mode::Authoritative, true);
+    let events = boots(Around::HttpOnly);
     assert!(events.is_empty() || fetched(&events, "http"), "{events:#?}");
+}
+
+#[test]
+fn case_12_ovmf_boots_by_pxe_behind_a_relay() {
+    let events = boots(Around::Relay);
+    let there =
+        |e: &BootPlaneEvent| matches!(e, BootPlaneEvent::Lease { address, .. } if address.octets()[1] == 78);
+    assert!(events.is_empty() || (fetched(&events, "tftp") && events.iter().any(there)), "{events:#?}");
 }
