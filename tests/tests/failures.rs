@@ -286,7 +286,7 @@ fn a_runtime_that_crashes_in_a_loop() {
 fn a_service_that_wants_too_much_memory() {
     let limits = Limits { memory_mib: Some(16), cpu_weight: Some(20), processes: Some(8) };
     // tail keeps what has no line end: here, everything.
-    let script = "cd /sys/fs/cgroup/labshift/greedy; echo limits $(cat cpu.weight pids.max memory.max); \
+    let script = "cd /sys/fs/cgroup/labshift/greedy; echo limits $(/usr/bin/busybox cat cpu.weight pids.max memory.max); \
                   /usr/bin/busybox tail -n 1 /dev/zero & wait; exec /usr/bin/busybox sleep 1000";
     let answer = answer(|manifest| {
         let greedy = Service { limits, ..service("greedy", &["/usr/bin/sh", "-c", script]) };
@@ -335,9 +335,9 @@ fn a_generation_that_changed_under_way() {
 /// ended, from memory that outlives a restart.
 #[test]
 fn a_dead_pid_1_restarts_the_machine_and_is_told() {
-    let script = "sleep=/usr/bin/busybox; $sleep sleep 2; \
-        set -- $($sleep grep -m1 r-xp /proc/1/maps); from=$((0x${1%-*} / 4096)); to=$((0x${1#*-} / 4096)); \
-        $sleep dd if=/dev/zero of=/proc/1/mem bs=4096 seek=$from count=$((to - from)) conv=notrunc";
+    let script = "b=/usr/bin/busybox; $b sleep 2; \
+        set -- $($b grep -m1 r-xp /proc/1/maps); from=$((0x${1%-*} / 4096)); to=$((0x${1#*-} / 4096)); \
+        $b dd if=/dev/zero of=/proc/1/mem bs=4096 seek=$from count=$((to - from)) conv=notrunc";
     let answer = answer(|manifest| manifest.services = vec![service("axe", &["/usr/bin/sh", "-c", script])]);
     let server = server(Behaviour { answer: Some(Ok(answer)), ..Default::default() });
     let arguments = format!("{} panic=1", arguments(&server));
