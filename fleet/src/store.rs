@@ -178,7 +178,10 @@ mod tests {
         let machine = site.machines.first().expect("a machine").clone();
         let view = crate::View::new(site.into(), again.into());
         assert!(view.boots(&machine, now).is_ok());
-        let why = view.boots(&machine, now + jiff::SignedDuration::from_hours(24)).err().expect("a refusal");
+        let why = view
+            .boots(&machine, now + jiff::SignedDuration::from_hours(24))
+            .map(drop)
+            .expect_err("a refusal");
         assert!(why.contains("good until 1970-01-02") && why.contains("labshift image publish lab"), "{why}");
         let site = &view.site;
 
