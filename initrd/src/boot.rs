@@ -83,6 +83,7 @@ pub fn run() -> Handover {
     JOURNAL
         .reached(Stage::Init, &format!("kernel {release}, {} CPUs, {} MiB free", processors(), memory >> 20));
     serve_module_requests();
+    crash::show_records();
     if let Some(reason) = crash::take(Path::new("/")) {
         JOURNAL.crashed(reason);
     }

@@ -14,14 +14,15 @@ use crate::journal::JOURNAL;
 /// Lines of the old log that are told.
 const LINES: usize = 60;
 
+/// Shows the kernel's records as files. A kernel without them has no such directory.
+pub fn show_records() {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let _ = mount(Some("pstore"), "/sys/fs/pstore", Some("pstore"), flags, None::<&str>);
+}
+
 /// Takes the records of a crash and says them. Returns the kernel's own word for it.
 pub fn take(sysroot: &Path) -> Option<String> {
     let directory = sysroot.join("sys/fs/pstore");
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    if sysroot == Path::new("/") {
-        // There already, or not in this kernel: the directory says which.
-        let _ = mount(Some("pstore"), &directory, Some("pstore"), flags, None::<&str>);
-    }
     let mut records = vec![];
     for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
         if let Ok(bytes) = fs::read(entry.path()) {

@@ -505,7 +505,7 @@ fn service(source: &Source<'_>, section: Section<'_, '_>) -> Option<Service> {
             }
         },
     };
-    let number = |key, range| section.integer(key, range).and_then(|n| u32::try_from(n).ok());
+    let limit = |number: Option<i64>| number.and_then(|n| u32::try_from(n).ok());
     let service = Service {
         name: name.unwrap_or_default(),
         exec: exec.into_iter().map(|e| (*e.get_ref()).to_owned()).collect(),
@@ -518,9 +518,9 @@ fn service(source: &Source<'_>, section: Section<'_, '_>) -> Option<Service> {
         ready: section.string("ready").and_then(|r| checked(source, r, "an absolute path", is_absolute)),
         tty: section.string("tty").and_then(|t| checked(source, t, "an absolute path", is_absolute)),
         limits: Limits {
-            memory_mib: number("memory_mib", 4..=16_777_216),
-            cpu_weight: number("cpu_weight", 1..=10_000),
-            processes: number("processes", 1..=1_000_000),
+            memory_mib: limit(section.integer("memory_mib", 4..=16_777_216)),
+            cpu_weight: limit(section.integer("cpu_weight", 1..=10_000)),
+            processes: limit(section.integer("processes", 1..=1_000_000)),
         },
     };
     section.close();

@@ -403,7 +403,7 @@ impl Bare {
             .args("-serial chardev:s -chardev socket,id=q,path=qmp -mon chardev=q,mode=control".split(' '))
             .args(["-m", &setup.memory.to_string(), "-initrd", "initrd.img", "-kernel"])
             .arg(from.join("vmlinuz"))
-            .args(["-append", &format!("console=tty0 console=ttyS0 quiet loglevel=3 {}", setup.arguments)])
+            .args(["-append", &format!("no_timer_check console=tty0 console=ttyS0 quiet loglevel=3 {}", setup.arguments)])
             .args(setup.more)
             .current_dir(&directory)
             .stdin(Stdio::null());

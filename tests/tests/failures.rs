@@ -335,9 +335,9 @@ fn a_generation_that_changed_under_way() {
 /// ended, from memory that outlives a restart.
 #[test]
 fn a_dead_pid_1_restarts_the_machine_and_is_told() {
-    let script = "sleep=/usr/bin/busybox; $sleep sleep 2; \
-        set -- $($sleep grep -m1 r-xp /proc/1/maps); from=$((0x${1%-*} / 4096)); to=$((0x${1#*-} / 4096)); \
-        $sleep dd if=/dev/zero of=/proc/1/mem bs=4096 seek=$from count=$((to - from)) conv=notrunc";
+    let script = "b=/usr/bin/busybox; $b sleep 2; \
+        set -- $($b grep -m1 r-xp /proc/1/maps); from=$((0x${1%-*} / 4096)); to=$((0x${1#*-} / 4096)); \
+        $b dd if=/dev/zero of=/proc/1/mem bs=4096 seek=$from count=$((to - from)) conv=notrunc";
     let answer = answer(|manifest| manifest.services = vec![service("axe", &["/usr/bin/sh", "-c", script])]);
     let server = server(Behaviour { answer: Some(Ok(answer)), ..Default::default() });
     let arguments = format!("{} panic=1", arguments(&server));
