@@ -17,6 +17,7 @@ use std::{
     sync::Arc,
 };
 
+use nix::sys::{stat::futimens, time::TimeSpec};
 use serde::{Deserialize, Serialize};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
@@ -77,7 +78,7 @@ impl Shelf {
         let file = File::open(&path).ok()?;
         let unpacked = read(&file, path.into())?;
         // Its last use decides what goes.
-        let _ = file.set_modified(std::time::SystemTime::now());
+        let _ = futimens(&file, &TimeSpec::UTIME_NOW, &TimeSpec::UTIME_NOW);
         Some(unpacked)
     }
 
