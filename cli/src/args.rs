@@ -109,6 +109,9 @@ pub struct Serve {
     /// Directory with iPXE's undionly.kpxe and snponly.efi.
     #[arg(long, value_name = "DIR", default_value = labshift_pxe::DEBIAN_LOADERS)]
     pub loaders: PathBuf,
+    /// Serve TFTP over IPv6 too, on all addresses of the interface (who boots over IPv6 gets its address elsewhere).
+    #[arg(long)]
+    pub tftp_ipv6: bool,
     /// Whether this server gives out addresses.
     #[arg(long, value_enum, default_value_t = DhcpMode::Authoritative)]
     pub dhcp: DhcpMode,
@@ -241,10 +244,39 @@ pub enum Node {
         #[command(flatten)]
         server: Server,
     },
+    /// List machines that nobody knows and that wait to be adopted, with their hardware.
+    Strangers(Server),
+    /// Make a machine known: it goes on to boot its room's image.
+    Adopt {
+        /// Hardware address, as the machine's screen, `labshift node strangers` and the dashboard show it.
+        mac: labshift_model::MacAddr,
+        /// Its host name from now on.
+        name: String,
+        /// The room it stands in.
+        room: String,
+        /// The address it always gets; the first free one outside the pool when absent.
+        #[arg(long)]
+        address: Option<std::net::Ipv4Addr>,
+        /// Server.
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Take an adoption back: the machine is not known any more.
+    Forget {
+        /// Node name.
+        node: String,
+        /// Server.
+        #[command(flatten)]
+        server: Server,
+    },
     /// Reboot a node; its batch guests are saved first.
     Reboot {
         /// Node name.
         node: String,
+        /// Start the kernel of its generation directly, without the firmware: saves the time that it needs, and nothing else. If the
+        /// kernel can't be loaded, the node tries again for as long as it is asked to.
+        #[arg(long)]
+        kexec: bool,
         /// Server.
         #[command(flatten)]
         server: Server,

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use labshift_fleet::client::{Client, ClientError};
 use labshift_model::{
-    api::{Boot, FleetStatus, ModeRequest, NodeView, RebootRequest, WakeRequest},
+    api::{AdoptRequest, Boot, FleetStatus, ModeRequest, NodeView, RebootRequest, Stranger, WakeRequest},
     manifest::short,
     node::Mode,
 };
@@ -60,8 +60,22 @@ pub fn run(command: Node, json: bool) -> Result<()> {
             let request = ModeRequest { mode, until: None, cause: "asked on the command line".into() };
             done(ask(&server, |c| c.ask(&node, "mode", &request))?, json)?;
         }
-        Node::Reboot { node, server } => {
-            let request = RebootRequest { cause: "asked on the command line".into() };
+        Node::Strangers(server) => {
+            let strangers = ask(&server, Client::status)?.strangers;
+            if json {
+                return crate::print_json(&strangers);
+            }
+            print!("{}", self::strangers(&strangers));
+        }
+        Node::Adopt { mac, name, room, address, server } => {
+            let request = AdoptRequest { mac, room, address };
+            done(ask(&server, |c| c.ask(&name, "adopt", &request))?, json)?;
+        }
+        Node::Forget { node, server } => {
+            done(ask(&server, |c| c.ask(&node, "forget", &serde_json::json!({})))?, json)?;
+        }
+        Node::Reboot { node, kexec, server } => {
+            let request = RebootRequest { cause: "asked on the command line".into(), kexec };
             done(ask(&server, |c| c.ask(&node, "reboot", &request))?, json)?;
         }
     }
@@ -91,8 +105,25 @@ pub fn status(server: &Server, json: bool) -> Result<()> {
             .collect();
         println!("{}", table(&["guest", "phase", "node", "last report"], &rows));
     }
+    if !status.strangers.is_empty() {
+        println!(
+            "wait to be adopted (labshift node adopt MAC NAME ROOM):\n\n{}",
+            strangers(&status.strangers)
+        );
+    }
     status.troubles.iter().for_each(|t| println!("trouble: {t}"));
     Ok(())
+}
+
+fn strangers(strangers: &[Stranger]) -> String {
+    let row = |s: &Stranger| {
+        let address = s.address.map(|a| a.to_string()).unwrap_or_default();
+        let ports = s.hardware.ports.iter().map(|p| format!("{} {}", p.mac, p.speed).trim().to_owned());
+        let ports = ports.collect::<Vec<_>>().join(", ");
+        vec![s.mac.to_string(), address, s.hardware.serial.clone(), s.hardware.summary(), ports]
+    };
+    let rows: Vec<_> = strangers.iter().map(row).collect();
+    table(&["mac", "address", "serial", "hardware", "ports"], &rows)
 }
 
 fn nodes(status: &FleetStatus) -> String {

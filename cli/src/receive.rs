@@ -185,6 +185,7 @@ mod tests {
             services: vec![],
             modules: vec![],
             ports: vec![],
+            valid_days: None,
         };
         let bytes = manifest.to_bytes();
         let generation = manifest::generation_of(&bytes);
@@ -192,7 +193,7 @@ mod tests {
         for (name, bytes) in &files {
             fs::write(work.path().join(name), bytes).unwrap();
         }
-        let signature = manifest::sign(&bytes, &store.signing_key().unwrap());
+        let signature = manifest::sign(&bytes, &store.signing_key().unwrap(), Timestamp::UNIX_EPOCH, None);
         fs::write(work.path().join(paths::MANIFEST), &bytes).unwrap();
         fs::write(work.path().join(paths::SIGNATURE), serde_json::to_vec(&signature).unwrap()).unwrap();
         store.publish(work, ("lab", &generation), STABLE, Timestamp::UNIX_EPOCH).unwrap();

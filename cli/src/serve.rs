@@ -4,6 +4,7 @@
 //!   lab network   DHCP, TFTP            pxe::BootPlane ---asks---> fleet::Directory
 //!   lab network   HTTP :8080            pxe routes + fleet routes (nodes, guests)
 //!   lab network   HTTPS (--https-port)   the same + images that admins push
+//!   (both once for each network that the server has an interface on)
 //!   this machine  HTTP 127.0.0.1:8088   fleet routes (admins) + dashboard + images that admins push
 //! ```
 
@@ -17,15 +18,18 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use axum::Router;
 use labshift_fleet::{Clock, Fleet, FleetOptions};
-use labshift_model::site::Site;
-use labshift_pxe::{BootPlane, Config, Control, Mode, dhcp::elsewhere::Elsewhere, http::tls::Tls};
+use labshift_model::site::{Dhcp, Server, Site};
+use labshift_pxe::{
+    BootPlane, Config, Control, Mode, NO_POOL, Subnet, dhcp::elsewhere::Elsewhere, http::tls::Tls,
+};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::watch,
+    task::JoinSet,
 };
 use tracing::{info, warn};
 
@@ -48,7 +52,7 @@ async fn serve(arguments: Serve) -> Result<()> {
     let site = site::read(&arguments.site)?;
     let clock = Clock::parse(&arguments.clock, &site.timezone).context("reading --clock")?;
 
-    let config = settings(&site, &arguments);
+    let configs = settings(&site, &arguments);
 
     let fleet = Arc::new(
         Fleet::open(FleetOptions {
@@ -60,33 +64,46 @@ async fn serve(arguments: Serve) -> Result<()> {
         })
         .context("opening the fleet's state")?,
     );
-    let elsewhere = (config.mode == Mode::Off)
-        .then(|| Elsewhere::ALL.map(|e| format!("\n# {}\n{}", e.title(), e.text(&config))).concat());
-    let plane = BootPlane::bind(config, fleet.directory(), fleet.journal())
-        .map_err(permission)
-        .context("starting the boot plane")?;
-    let control = plane.control();
-    let lab = listen(plane.http_address()).await?;
-    let tls = match (arguments.https_port, &arguments.tls_certificate, &arguments.tls_key) {
-        (Some(port), Some(certificate), Some(key)) => {
-            let tls = Tls::read(certificate, key).context("preparing HTTPS")?;
-            Some((tls, listen((plane.http_address().ip(), port).into()).await?))
-        }
+    let tls = match (&arguments.tls_certificate, &arguments.tls_key) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
         _ => None,
     };
+    let (mut networks, mut elsewhere) = (vec![], String::new());
+    for config in configs {
+        if config.mode == Mode::Off {
+            let texts = Elsewhere::ALL.map(|e| format!("\n# {}\n{}", e.title(), e.text(&config)));
+            elsewhere += &format!("\n# on {}\n{}", config.interface, texts.concat());
+        }
+        let plane = BootPlane::bind(config, fleet.directory(), fleet.journal())
+            .map_err(permission)
+            .context("starting the boot plane")?;
+        let http = listen(plane.http_address()).await?;
+        let https = match (arguments.https_port, tls) {
+            (Some(port), Some((certificate, key))) => {
+                let tls = Tls::read(certificate, key).context("preparing HTTPS")?;
+                Some((tls, listen((plane.http_address().ip(), port).into()).await?))
+            }
+            _ => None,
+        };
+        networks.push(Network { plane, http, https });
+    }
+    let controls: Vec<Control> = networks.iter().map(|n| n.plane.control()).collect();
     let admins = match inherited()? {
         Some(listener) => listener,
         None => listen(arguments.dashboard).await?,
     };
     let dashboard = admins.local_addr().context("reading the dashboard's address")?;
-    println!("labshift: serving {} on {}", arguments.site.display(), arguments.interface);
+    let interfaces: Vec<String> = controls.iter().map(|c| c.now().interface.clone()).collect();
+    println!("labshift: serving {} on {}", arguments.site.display(), interfaces.join(", "));
     println!(
         "labshift: dashboard http://{dashboard}/ · token {}",
         arguments.state.join("admin.token").display()
     );
 
-    if let Some(text) = elsewhere {
-        println!("labshift: DHCP is off here; the server that gives the addresses needs one of these:{text}");
+    if !elsewhere.is_empty() {
+        println!(
+            "labshift: DHCP is off here; the server that gives the addresses needs one of these:{elsewhere}"
+        );
     }
 
     let (stop, stopped) = watch::channel(false);
@@ -94,26 +111,20 @@ async fn serve(arguments: Serve) -> Result<()> {
         let mut stopped = stopped.clone();
         async move { drop(stopped.wait_for(|s| *s).await) }
     };
-    let (front, machines) = (plane.http_front(), plane.http_router().merge(fleet.router()));
     let images = receive::router(fleet.clone(), arguments.store.clone());
-    let secure = machines.clone().merge(images.clone());
-    let https = async {
-        match tls {
-            Some((tls, listener)) => tls.serve(listener, secure).await,
-            None => std::future::pending().await,
-        }
-    };
+    let mut serving = JoinSet::new();
+    for network in networks {
+        serving.spawn(network.serve(fleet.clone(), images.clone(), until()));
+    }
     let people = fleet.router().merge(fleet.dashboard()).merge(images);
     // A task of its own: planning for a large site must not hold up the machines that boot.
     let (engine, end) = (fleet.clone(), until());
     let mut engine = tokio::spawn(async move { engine.run(end).await });
     let result = tokio::select! {
-        ended = front.serve(lab, machines) => ended.context("serving the lab's HTTP"),
-        ended = https => ended.context("serving the lab's HTTPS"),
+        Some(ended) = serving.join_next() => ended.context("serving a network")?,
         ended = http(admins, people, until()) => ended.context("serving the dashboard"),
-        ended = plane.serve(until()) => ended.context("serving DHCP and TFTP"),
         ended = &mut engine => ended.context("running the fleet")?.context("running the fleet"),
-        ended = signals(&fleet, &control, &arguments) => ended,
+        ended = signals(&fleet, &controls, &arguments) => ended,
     };
     stop.send_replace(true);
     if !engine.is_finished() {
@@ -123,26 +134,99 @@ async fn serve(arguments: Serve) -> Result<()> {
     result
 }
 
-/// What the boot plane needs of a site.
+/// One network: the plane on its interface, and where it listens for HTTP.
+struct Network {
+    plane: BootPlane,
+    http: TcpListener,
+    https: Option<(Tls, TcpListener)>,
+}
+
+impl Network {
+    /// Serves until `shutdown` completes, or one of the ports fails.
+    async fn serve(
+        self,
+        fleet: Arc<Fleet>,
+        images: Router,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> Result<()> {
+        let Network { plane, http, https } = self;
+        let interface = plane.control().now().interface.clone();
+        let (front, machines) = (plane.http_front(), plane.http_router().merge(fleet.router()));
+        let secure = machines.clone().merge(images);
+        let https = async {
+            match https {
+                Some((tls, listener)) => tls.serve(listener, secure).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            ended = front.serve(http, machines) => ended.with_context(|| format!("serving HTTP on {interface}")),
+            ended = https => ended.with_context(|| format!("serving HTTPS on {interface}")),
+            ended = plane.serve(shutdown) => ended.with_context(|| format!("serving DHCP and TFTP on {interface}")),
+        }
+    }
+}
+
+/// What the boot plane needs of a site, for the network of `[server]`.
 pub fn config(site: &Site, interface: &str, store: &Path, state: &Path) -> Config {
-    let server = &site.server;
+    network(site, &site.server, interface, None, store, state)
+}
+
+/// The same for one network. `card` is the name that relayed networks refer to it by.
+fn network(
+    site: &Site,
+    server: &Server,
+    interface: &str,
+    card: Option<&str>,
+    store: &Path,
+    state: &Path,
+) -> Config {
     let mut config =
         Config::new(interface, server.address, server.prefix, store.to_owned(), state.to_owned());
     config.gateway = server.gateway;
     config.dns = server.dns.clone();
     config.lease_seconds = server.lease_seconds;
-    config.pool = server.pool.unwrap_or(config.pool);
+    config.pool = server.pool.unwrap_or(NO_POOL);
+    let behind = site.relayed.iter().filter(|r| r.interface.as_deref() == card);
+    config.relayed = behind
+        .map(|r| Subnet {
+            network: r.network,
+            prefix: r.prefix,
+            pool: r.pool.unwrap_or(NO_POOL),
+            gateway: r.gateway,
+        })
+        .collect();
     config
 }
 
-fn settings(site: &Site, arguments: &Serve) -> Config {
-    let config = config(site, &arguments.interface, &arguments.store, &arguments.state);
+/// The settings of all networks, that of `[server]` first.
+fn settings(site: &Site, arguments: &Serve) -> Vec<Config> {
+    let (store, state) = (&arguments.store, &arguments.state);
     let mode = match arguments.dhcp {
         DhcpMode::Authoritative => Mode::Authoritative,
         DhcpMode::Proxy => Mode::Proxy,
         DhcpMode::Off => Mode::Off,
     };
-    Config { http_port: arguments.http_port, loaders: arguments.loaders.clone(), mode, ..config }
+    let main = Config { mode, ..config(site, &arguments.interface, store, state) };
+    let others = site.interfaces.iter().map(|interface| {
+        let name = interface.name.as_str();
+        // Each keeps its leases by itself.
+        let state = state.join("interfaces").join(name);
+        let config = network(site, &interface.server, name, Some(name), store, &state);
+        let mode = match interface.dhcp {
+            Dhcp::Authoritative => Mode::Authoritative,
+            Dhcp::Proxy => Mode::Proxy,
+            Dhcp::Off => Mode::Off,
+        };
+        Config { mode, ..config }
+    });
+    let common = |config| Config {
+        http_port: arguments.http_port,
+        loaders: arguments.loaders.clone(),
+        tftp_ipv6: arguments.tftp_ipv6,
+        ..config
+    };
+    [main].into_iter().chain(others).map(common).collect()
 }
 
 async fn http(
@@ -177,7 +261,7 @@ fn inherited() -> Result<Option<TcpListener>> {
 }
 
 /// Returns when it is time to stop. Until then a changed site file is taken over, at SIGHUP or when its bytes change.
-async fn signals(fleet: &Fleet, control: &Control, arguments: &Serve) -> Result<()> {
+async fn signals(fleet: &Fleet, controls: &[Control], arguments: &Serve) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut hangup = signal(SignalKind::hangup()).context("listening for SIGHUP")?;
@@ -197,7 +281,7 @@ async fn signals(fleet: &Fleet, control: &Control, arguments: &Serve) -> Result<
                 known = found;
             }
         }
-        match reload(fleet, control, arguments).await {
+        match reload(fleet, controls, arguments).await {
             Ok(()) => info!("site file {} read again", arguments.site.display()),
             Err(mistakes) => warn!("the old site stays in force: {mistakes:#}"),
         }
@@ -205,9 +289,17 @@ async fn signals(fleet: &Fleet, control: &Control, arguments: &Serve) -> Result<
 }
 
 /// Everything of the new site, or nothing of it. Transfers and leases go on.
-async fn reload(fleet: &Fleet, control: &Control, arguments: &Serve) -> Result<()> {
+async fn reload(fleet: &Fleet, controls: &[Control], arguments: &Serve) -> Result<()> {
     let site = site::read(&arguments.site)?;
-    control.reload(settings(&site, arguments)).context("taking the new site over")?;
+    let configs = settings(&site, arguments);
+    if configs.len() != controls.len() {
+        bail!("an [[interface]] comes or goes only when the server is started anew");
+    }
+    let pairs = || controls.iter().zip(&configs);
+    pairs().try_for_each(|(control, new)| control.check(new)).context("taking the new site over")?;
+    for (control, new) in pairs() {
+        control.reload(new.clone()).context("taking the new site over")?;
+    }
     fleet.reload(site).await.context("taking the new site over")
 }
 

@@ -43,6 +43,8 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route(&format!("{NODES}/{{name}}/mode"), post(admin::mode))
         .route(&format!("{NODES}/{{name}}/reboot"), post(admin::reboot))
         .route(&format!("{NODES}/{{name}}/fence"), post(admin::fence))
+        .route(&format!("{NODES}/{{name}}/adopt"), post(admin::adopt))
+        .route(&format!("{NODES}/{{name}}/forget"), post(admin::forget))
         .route(LAB_CLOCK, post(admin::clock))
         .route(paths::NODE_CHANNEL, get(node::channel))
         .route(&format!("{}/{{name}}/report", paths::GUESTS), post(guest::report))

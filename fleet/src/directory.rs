@@ -6,11 +6,15 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use jiff::Timestamp;
 use labshift_model::{
     MacAddr,
-    boot::{BootAnswer, BootChoice, BootPlaneEvent, Directory, Journal, Machine, MachineKind, Speaker},
+    boot::{
+        BootAnswer, BootChoice, BootPlaneEvent, Directory, Journal, Machine, MachineKind, NoAnswer,
+        SignedAnswer, Speaker,
+    },
     manifest,
-    site::{Room, Site, Workstation},
+    site::{Room, Site, Unknown, Workstation},
 };
 
 use crate::{
@@ -57,18 +61,86 @@ impl Answers {
 
 impl View {
     /// What a workstation boots: image, generation and the manifest; or why it can't.
-    pub(crate) fn boots(&self, machine: &Workstation) -> Result<(&Room, String, Arc<Published>), String> {
+    pub(crate) fn boots(
+        &self,
+        machine: &Workstation,
+        now: Timestamp,
+    ) -> Result<(&Room, String, Arc<Published>), String> {
         let room =
             self.site.room(&machine.room).ok_or_else(|| format!("there is no room {}", machine.room))?;
-        let generation = room.generation.clone().or_else(|| self.images.stable.get(&room.image).cloned());
-        let trouble = || {
-            let known = self.images.troubles.get(&room.image).cloned();
-            known.unwrap_or_else(|| format!("image \"{}\" is not in the store", room.image))
-        };
-        let generation = generation.ok_or_else(trouble)?;
-        let key = (room.image.clone(), generation);
-        let published = self.images.published.get(&key).cloned().ok_or_else(trouble)?;
-        Ok((room, key.1, published))
+        let generation = self.stable(&room.image, room.generation.as_ref())?;
+        let instead = self.trials.get(&machine.name).and_then(|t| t.instead_of(&room.image, &generation));
+        let is_here = |good: &str| self.images.published.contains_key(&(room.image.clone(), good.to_owned()));
+        let good = instead.map(|(good, _)| good.to_owned()).filter(|good| is_here(good));
+        let generation = good.unwrap_or(generation);
+        let published = self.published(&room.image, &generation, now)?;
+        Ok((room, generation, published))
+    }
+
+    /// An image's generation: the pinned one, or else that of its channel `stable`.
+    fn stable(&self, image: &str, pinned: Option<&String>) -> Result<String, String> {
+        let generation = pinned.or_else(|| self.images.stable.get(image)).cloned();
+        generation.ok_or_else(|| self.trouble(image))
+    }
+
+    /// A generation's manifest, if its signature still holds.
+    fn published(&self, image: &str, generation: &str, now: Timestamp) -> Result<Arc<Published>, String> {
+        let key = (image.to_owned(), generation.to_owned());
+        let published = self.images.published.get(&key).ok_or_else(|| self.trouble(image))?;
+        // The machine would refuse it, too; here the admin sees it first.
+        published.signature.is_fresh(now, None).map_err(|why| {
+            format!("image \"{image}\": {why}; sign it anew: labshift image publish {image}")
+        })?;
+        Ok(published.clone())
+    }
+
+    fn trouble(&self, image: &str) -> String {
+        let known = self.images.troubles.get(image).cloned();
+        known.unwrap_or_else(|| format!("image \"{image}\" is not in the store"))
+    }
+
+    /// What a card boots that belongs to no machine and no guest.
+    fn stranger_boots(&self, now: Timestamp) -> BootChoice {
+        let Some(image) = self.site.unknown.image() else { return BootChoice::Ignore };
+        let generation = self.stable(image, None);
+        match generation.and_then(|g| self.published(image, &g, now).map(|_| g)) {
+            Ok(generation) => {
+                BootChoice::Image { name: image.to_owned(), generation, arguments: String::new() }
+            }
+            Err(why) => BootChoice::Refuse(why),
+        }
+    }
+}
+
+impl Answers {
+    /// The answer for a machine that nobody knows.
+    fn stranger_answer(&self, view: &View, mac: MacAddr, nonce: &str) -> Result<SignedAnswer, NoAnswer> {
+        let site = &view.site.name;
+        let unknown = format!("{mac} is no machine of site \"{site}\"");
+        match &view.site.unknown {
+            Unknown::Ignore => Err(NoAnswer::Refused(format!("{unknown}; add it to the site file"))),
+            _ if self.machine(mac).is_some() => Err(NoAnswer::Refused(format!("{mac} is a guest's card"))),
+            Unknown::Discover(_) => Err(NoAnswer::Unknown(unknown)),
+            Unknown::Boot(image) => {
+                let now = self.shared.options.clock.moment().now;
+                let generation = view.stable(image, None).map_err(NoAnswer::Refused)?;
+                let published = view.published(image, &generation, now).map_err(NoAnswer::Refused)?;
+                tracing::info!(%mac, image, "boot answer for a machine that nobody knows");
+                Ok(self.shared.keys.sign(&BootAnswer {
+                    node: format!("pc-{}", mac.compact()),
+                    room: String::new(),
+                    image: image.clone(),
+                    generation,
+                    manifest: published.manifest.clone(),
+                    signature: published.signature.clone(),
+                    attempt: 0,
+                    // It opens no door: only machines of the site have a session.
+                    token: random_token(),
+                    now,
+                    nonce: nonce.to_owned(),
+                }))
+            }
+        }
     }
 }
 
@@ -84,8 +156,11 @@ impl Directory for Answers {
 
     fn boot(&self, mac: MacAddr) -> BootChoice {
         let view = self.shared.view();
-        let Some(machine) = view.site.machine_by_mac(mac) else { return BootChoice::Ignore };
-        match view.boots(machine) {
+        let now = self.shared.options.clock.moment().now;
+        let Some(machine) = view.site.machine_by_mac(mac) else {
+            return if self.machine(mac).is_some() { BootChoice::Ignore } else { view.stranger_boots(now) };
+        };
+        match view.boots(machine, now) {
             Ok((room, generation, _)) => {
                 BootChoice::Image { name: room.image.clone(), generation, arguments: String::new() }
             }
@@ -93,12 +168,13 @@ impl Directory for Answers {
         }
     }
 
-    fn answer(&self, mac: MacAddr, from: IpAddr) -> Result<BootAnswer, String> {
+    fn answer(&self, mac: MacAddr, nonce: &str, from: IpAddr) -> Result<SignedAnswer, NoAnswer> {
         let view = self.shared.view();
-        let machine = view.site.machine_by_mac(mac).ok_or_else(|| {
-            format!("{mac} is no machine of site \"{}\"; add it to the site file", view.site.name)
-        })?;
-        let (room, generation, published) = view.boots(machine)?;
+        let Some(machine) = view.site.machine_by_mac(mac) else {
+            return self.stranger_answer(&view, mac, nonce);
+        };
+        let now = self.shared.options.clock.moment().now;
+        let (room, generation, published) = view.boots(machine, now).map_err(NoAnswer::Refused)?;
         let attempt = self.shared.next_attempt();
         let token = random_token();
         let answered = Message::Answered {
@@ -117,14 +193,14 @@ impl Directory for Answers {
         self.shared
             .inbox
             .try_send(answered)
-            .map_err(|_| "the server has too much to do; ask again".to_owned())?;
+            .map_err(|_| NoAnswer::Refused("the server has too much to do; ask again".to_owned()))?;
         tracing::info!(
             node = machine.name,
             attempt,
             generation = manifest::short(&generation),
             "boot answer"
         );
-        Ok(BootAnswer {
+        Ok(self.shared.keys.sign(&BootAnswer {
             node: machine.name.clone(),
             room: room.name.clone(),
             image: room.image.clone(),
@@ -133,8 +209,9 @@ impl Directory for Answers {
             signature: published.signature.clone(),
             attempt,
             token,
-            now: self.shared.options.clock.moment().now,
-        })
+            now,
+            nonce: nonce.to_owned(),
+        }))
     }
 }
 

@@ -4,6 +4,7 @@
 //! nodes), then publish. What is acted on is durable before: a guest that was given to a node is known to be there,
 //! also by a server that starts again.
 
+mod adopt;
 mod boot;
 mod hear;
 mod note;
@@ -19,14 +20,17 @@ use std::{
 use jiff::Timestamp;
 use labshift_model::{
     MacAddr,
-    api::{self, Done, Event, EventKind, GuestPhase, GuestReport, NodeState, WakeMeans, WakeView},
+    api::{self, Done, Event, EventKind, GuestPhase, GuestReport, NodeState, Stranger, WakeMeans, WakeView},
     boot::BootPlaneEvent,
     guest::SavedState,
     manifest::FileEntry,
     node::{FromNode, Mode, NodeDesired, ToNode},
-    site::Site,
+    site::{Site, Workstation},
 };
-use labshift_plan::fleet::{self, FleetStep, Inputs, Moment, World};
+use labshift_plan::{
+    fallback::Trials,
+    fleet::{self, FleetStep, Inputs, Moment, World},
+};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
@@ -76,6 +80,8 @@ pub(crate) enum Request {
     Mode(String, api::ModeRequest),
     Reboot(String, api::RebootRequest),
     Fence(String, api::FenceRequest),
+    Adopt(String, api::AdoptRequest),
+    Forget(String),
     Clock(api::ClockRequest),
     /// Noted, not granted: the image is in the store already.
     Push {
@@ -112,9 +118,9 @@ struct Channel {
 
 /// What is done after the registry was written.
 enum Effect {
-    Wake { node: String, mac: MacAddr, view: WakeView },
+    Wake { node: String, mac: MacAddr, address: Ipv4Addr, view: WakeView },
     Desire { node: String, desired: Box<NodeDesired> },
-    Reboot { node: String, attempt: u64, cause: String },
+    Reboot { node: String, attempt: u64, cause: String, kexec: bool },
     Prune { guest: String, keep: u64 },
     Reported(oneshot::Sender<()>),
     Answer(oneshot::Sender<Result<Done, Refusal>>, Result<String, Refusal>),
@@ -124,10 +130,19 @@ enum Effect {
 pub(crate) struct Engine {
     shared: Arc<Shared>,
     messages: mpsc::Receiver<Message>,
+    /// The file's site with the machines that were adopted.
     pub(crate) site: Arc<Site>,
+    /// As the file has it.
+    file: Arc<Site>,
+    adopted: BTreeMap<MacAddr, Workstation>,
+    /// Why adopted machines are left out.
+    pub(crate) unadopted: Vec<String>,
+    pub(crate) strangers: BTreeMap<MacAddr, Stranger>,
     pub(crate) images: Arc<Images>,
     pub(crate) world: World,
     pub(crate) boots: BTreeMap<String, BootLog>,
+    /// What each node has seen of its images.
+    pub(crate) trials: BTreeMap<String, Trials>,
     pub(crate) wakes: BTreeMap<String, Vec<WakeView>>,
     pub(crate) reports: BTreeMap<String, (GuestReport, u64)>,
     pub(crate) rogues: BTreeMap<Ipv4Addr, Timestamp>,
@@ -144,12 +159,15 @@ pub(crate) struct Engine {
 }
 
 /// A record as it was written last.
+#[derive(Default)]
 struct Kept {
     /// Without what changes all the time.
     settled: String,
     at_real: Timestamp,
 }
 
+/// The kind of record that an adopted machine has.
+const ADOPTED: &str = "adopted";
 /// How often the registry takes note of what changes all the time, in seconds.
 const NOTE_SECONDS: i64 = 30;
 /// How often the image store is read again, in ticks.
@@ -165,9 +183,14 @@ impl Engine {
         let mut engine = Engine {
             messages,
             site: view.site.clone(),
+            file: view.site.clone(),
+            adopted: BTreeMap::new(),
+            unadopted: vec![],
+            strangers: BTreeMap::new(),
             images: view.images.clone(),
             world: World::default(),
             boots: remembered.boots,
+            trials: BTreeMap::new(),
             wakes: BTreeMap::new(),
             reports: remembered.reports,
             rogues: BTreeMap::new(),
@@ -183,19 +206,24 @@ impl Engine {
             events: vec![],
             shared,
         };
-        let moment = engine.moment();
         for ((kind, name), json) in remembered.records {
             let read = match kind.as_str() {
                 "node" => {
                     serde_json::from_str(&json).map(|n| drop(engine.world.nodes.insert(name.clone(), n)))
                 }
+                ADOPTED => {
+                    // One that the file names by now is not written again, and its record goes.
+                    engine.kept.insert((ADOPTED, name.clone()), Kept::default());
+                    serde_json::from_str(&json).map(|m: Workstation| drop(engine.adopted.insert(m.mac, m)))
+                }
+                "trials" => serde_json::from_str(&json).map(|t| drop(engine.trials.insert(name.clone(), t))),
                 _ => serde_json::from_str(&json).map(|g| drop(engine.world.guests.insert(name.clone(), g))),
             };
             if let Err(e) = read {
                 tracing::error!(kind, name, "a record of the registry is not readable and is made anew: {e}");
             }
         }
-        engine.world.follow(&engine.site.clone(), moment);
+        engine.follow_site(engine.file.clone());
         for name in engine.world.nodes.keys().cloned().collect::<Vec<_>>() {
             engine.hear(&name, fleet::NodeEvent::Reloaded);
         }
@@ -245,7 +273,8 @@ impl Engine {
     async fn read_store(&mut self) {
         let (store, site, known) =
             (self.shared.options.store.clone(), self.site.clone(), self.images.clone());
-        let read = tokio::task::spawn_blocking(move || Images::read(&store, &site, &known));
+        let good: Vec<_> = self.trials.values().filter_map(|t| t.good.clone()).collect();
+        let read = tokio::task::spawn_blocking(move || Images::read(&store, &site, &good, &known));
         if let Ok(images) = read.await
             && images != *self.images
         {
@@ -337,22 +366,22 @@ impl Engine {
 
     fn wake(&mut self, node: &str, means: WakeMeans, number: u32, cause: String) {
         let Some(machine) = self.site.machine(node) else { return };
-        let mac = machine.mac;
+        let (mac, address) = (machine.mac, machine.address);
         let at_real = self.moment().real;
         let view = WakeView { at_real, means, number, cause, failure: None };
         if number == 1 {
             self.wakes.insert(node.to_owned(), vec![]);
             self.begin_boot(node, at_real, &view);
         }
-        self.effects.push(Effect::Wake { node: node.to_owned(), mac, view });
+        self.effects.push(Effect::Wake { node: node.to_owned(), mac, address, view });
     }
 
     async fn perform(&mut self, effect: Effect) {
         match effect {
-            Effect::Wake { node, mac, mut view } => {
+            Effect::Wake { node, mac, address, mut view } => {
                 let (site, interface) = (self.site.clone(), self.shared.options.interface.clone());
                 let means = view.means;
-                let send = move || wol::send(mac, means, &site.server, interface.as_deref());
+                let send = move || wol::send(mac, means, site.way_to(address), interface.as_deref());
                 let sent = tokio::task::spawn_blocking(send).await;
                 view.failure = match sent {
                     Ok(Ok(())) => None,
@@ -370,7 +399,9 @@ impl Engine {
                 self.wakes.entry(node).or_default().push(view);
             }
             Effect::Desire { node, desired } => self.send(&node, ToNode::Desired(desired)),
-            Effect::Reboot { node, attempt, cause } => self.send(&node, ToNode::Reboot { attempt, cause }),
+            Effect::Reboot { node, attempt, cause, kexec } => {
+                self.send(&node, ToNode::Reboot { attempt, cause, kexec });
+            }
             Effect::Prune { guest, keep } => {
                 if let Err(e) = saved::prune(&self.shared.options.state, &guest, keep).await {
                     tracing::warn!(guest, "removing old saved states: {e}");
@@ -434,6 +465,7 @@ impl Engine {
         self.shared.publish(View {
             site: self.site.clone(),
             images: self.images.clone(),
+            trials: self.trials.clone(),
             owners: self.world.guests.iter().filter_map(owner).collect(),
             saved: self.world.guests.iter().filter_map(saved).collect(),
         });
@@ -451,4 +483,8 @@ fn bytes_of(saved: &SavedState) -> u64 {
 
 fn json<T: serde::Serialize>(value: &T) -> String {
     serde_json::to_string(value).unwrap_or_default()
+}
+
+fn unknown(node: &str) -> Refusal {
+    Refusal::NotFound(format!("there is no machine \"{node}\" in the site file"))
 }

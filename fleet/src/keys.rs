@@ -6,6 +6,8 @@
 //! | node | for each boot, random | its SHA-256 in the registry; older boots' end with the next check-in |
 //! | guest | from its name and `<state>/secret.key` | nowhere |
 //!
+//! And the key that signs boot answers, which images built in the same store know: `<store>/keys/server.key`.
+//!
 //! Comparisons are made on hashes, so that their time tells nothing about the token.
 
 use std::{
@@ -16,6 +18,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use ed25519_dalek::SigningKey;
+use labshift_model::{
+    boot::{BootAnswer, SignedAnswer},
+    paths,
+};
 use rand::RngExt;
 use sha2::{Digest, Sha256};
 
@@ -35,14 +42,26 @@ pub struct KeyError {
 pub struct Keys {
     admin: Hash,
     secret: Hash,
+    answers: SigningKey,
 }
 
 impl Keys {
-    /// Reads the secrets of a state directory; makes those that are missing.
-    pub fn open(state: &Path) -> Result<Self, KeyError> {
+    /// Reads the secrets of a state directory and the store's server key; makes those that are missing.
+    pub fn open(state: &Path, store: &Path) -> Result<Self, KeyError> {
         let admin = read_or_make(&state.join("admin.token"))?;
         let secret = read_or_make(&state.join("secret.key"))?;
-        Ok(Keys { admin: hash(&admin), secret: hash(&secret) })
+        let path = store.join(paths::SERVER_KEY);
+        let failed = |source| KeyError { path: path.clone(), source };
+        fs::create_dir_all(store.join("keys")).map_err(failed)?;
+        let seed = hex::decode(read_or_make(&path)?).ok().and_then(|b| b.try_into().ok());
+        let damaged = || io::Error::other("does not hold 64 hex digits; restore it from a copy");
+        let answers = SigningKey::from_bytes(&seed.ok_or_else(|| failed(damaged()))?);
+        Ok(Keys { admin: hash(&admin), secret: hash(&secret), answers })
+    }
+
+    /// Signs a boot answer.
+    pub fn sign(&self, answer: &BootAnswer) -> SignedAnswer {
+        SignedAnswer::sign(answer, &self.answers)
     }
 
     /// Whether this is the admin's token.
@@ -131,11 +150,11 @@ mod tests {
     fn secrets_are_made_once_and_are_private() {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().expect("a directory");
-        let keys = Keys::open(dir.path()).expect("keys");
+        let keys = Keys::open(dir.path(), &dir.path().join("store")).expect("keys");
         let path = dir.path().join("admin.token");
         assert_eq!(fs::metadata(&path).expect("made").permissions().mode() & 0o777, 0o600);
         let token = fs::read_to_string(&path).expect("readable");
-        let again = Keys::open(dir.path()).expect("keys");
+        let again = Keys::open(dir.path(), &dir.path().join("store")).expect("keys");
         assert!(again.is_admin(token.trim()) && !again.is_admin("") && !again.is_admin(&token));
         assert_eq!(keys.guest("primes"), again.guest("primes"));
         assert!(
@@ -143,7 +162,7 @@ mod tests {
                 && !keys.is_guest("other", &again.guest("primes"))
         );
         fs::write(&path, "short").expect("written");
-        assert!(Keys::open(dir.path()).is_err());
+        assert!(Keys::open(dir.path(), &dir.path().join("store")).is_err());
     }
 
     #[test]

@@ -46,6 +46,7 @@ use labshift_model::{
     boot::{Directory, Journal},
     site::Site,
 };
+use labshift_plan::fallback::Trials;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 pub use crate::{
@@ -115,10 +116,20 @@ pub(crate) struct Shared {
 pub(crate) struct View {
     pub(crate) site: Arc<Site>,
     pub(crate) images: Arc<Images>,
+    /// What each node has seen of its images.
+    pub(crate) trials: BTreeMap<String, Trials>,
     /// Owner of each batch guest: node and its boot.
     pub(crate) owners: BTreeMap<String, (String, u64)>,
     /// Newest saved state of each batch guest.
     pub(crate) saved: BTreeMap<String, u64>,
+}
+
+impl View {
+    /// Before anything is known of nodes and guests.
+    pub(crate) fn new(site: Arc<Site>, images: Arc<Images>) -> Self {
+        let (trials, owners, saved) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        View { site, images, trials, owners, saved }
+    }
 }
 
 impl Shared {
@@ -147,7 +158,7 @@ impl Fleet {
         let failed = |source| FleetError::State { path: options.state.clone(), source };
         std::fs::create_dir_all(&options.state).map_err(failed)?;
         saved::sweep(&options.state).map_err(failed)?;
-        let keys = Keys::open(&options.state)?;
+        let keys = Keys::open(&options.state, &options.store)?;
         let registry = Registry::open(&options.state.join("labshift.db"))?;
         let remembered = registry.run_now(records::remember)?;
         let mut tokens = NodeTokens::default();
@@ -155,11 +166,11 @@ impl Fleet {
             tokens.add(*hash, node, *attempt);
         }
         let site = Arc::new(options.site.clone());
-        let images = Arc::new(Images::read(&options.store, &site, &Images::default()));
+        let images = Arc::new(Images::read(&options.store, &site, &[], &Images::default()));
         let (inbox, messages) = mpsc::channel(8192);
         let attempts = AtomicU64::new(remembered.attempt);
         let empty = status::empty(&site, &options.clock);
-        let view = View { site: site.clone(), images, owners: BTreeMap::new(), saved: BTreeMap::new() };
+        let view = View::new(site.clone(), images);
         let shared = Arc::new(Shared {
             keys,
             registry,

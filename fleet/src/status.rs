@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use labshift_model::{
     api::{FleetStatus, GuestView, NodeView, RoomStatus},
+    manifest::short,
     site::Site,
 };
 use labshift_plan::{
@@ -29,6 +30,7 @@ pub(crate) fn empty(site: &Site, clock: &Clock) -> FleetStatus {
         nodes: vec![],
         guests: vec![],
         images: vec![],
+        strangers: vec![],
         troubles: vec![],
     }
 }
@@ -52,10 +54,21 @@ pub(crate) fn build(engine: &Engine) -> FleetStatus {
     status.nodes = site.machines.iter().filter_map(|m| node(engine, &m.name)).collect();
     status.guests = site.guests.iter().filter_map(|g| guest(engine, &g.name)).collect();
     status.images = engine.images.views(site);
+    status.strangers = engine.strangers.values().cloned().collect();
+    status.strangers.sort_by_key(|s| s.first_seen_real);
     let recent = |at: jiff::Timestamp| real.duration_since(at).unsigned_abs() < Duration::from_secs(3600);
     let rogues = engine.rogues.iter().filter(|(_, at)| recent(**at));
     status.troubles.extend(rogues.map(|(a, _)| format!("another DHCP server answers on this network: {a}")));
+    status.troubles.extend(engine.unadopted.iter().cloned());
     status.troubles.extend(engine.images.troubles.values().cloned());
+    let gone_back = site.machines.iter().filter_map(|m| {
+        let room = site.room(&m.room)?;
+        let wanted = room.generation.as_ref().or(engine.images.stable.get(&room.image))?;
+        let (good, why) = engine.trials.get(&m.name)?.instead_of(&room.image, wanted)?;
+        let (wanted, good) = (short(wanted), short(good));
+        Some(format!("{} boots generation {good} of {} instead of {wanted}: {why}", m.name, room.image))
+    });
+    status.troubles.extend(gone_back);
     status
 }
 
@@ -105,6 +118,7 @@ fn node(engine: &Engine, name: &str) -> Option<NodeView> {
         rcuda: told.as_ref().and_then(|s| s.rcuda.clone()),
         idle_seconds: told.as_ref().and_then(|s| s.idle_seconds),
         trouble: told.and_then(|s| s.trouble),
+        adopted: engine.is_adopted(machine.mac),
         facts: node.facts.clone(),
         image: room.image.clone(),
         generation: runs.or(would_boot),

@@ -1,12 +1,7 @@
 //! The image store, read: `<store>/channels/NAME` names the generation, `<store>/images/NAME/GENERATION/` holds the
 //! manifest and its signature. Files of images are served by the boot plane; here is only what answers need.
 
-use std::{
-    collections::BTreeMap,
-    fs, io,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, fs, io, path::Path, sync::Arc};
 
 use labshift_model::{
     api::ImageView,
@@ -39,20 +34,27 @@ pub struct Images {
 }
 
 impl Images {
-    /// Reads what the site names. `known` saves reading again what can't change.
-    pub fn read(store: &Path, site: &Site, known: &Images) -> Images {
+    /// Reads what the site names, and what nodes may go back to. `known` saves reading again what can't change; signatures can.
+    pub fn read(store: &Path, site: &Site, good: &[(String, String)], known: &Images) -> Images {
         let mut images = Images::default();
-        let rooms = site.rooms.iter().map(|r| (&r.image, r.generation.clone()));
-        for (name, pinned) in rooms.chain(site.templates.iter().map(|t| (&t.image, None))) {
+        let rooms = site.rooms.iter().map(|r| (r.image.as_str(), r.generation.clone()));
+        let others = site.templates.iter().map(|t| t.image.as_str()).chain(site.unknown.image());
+        for (name, pinned) in rooms.chain(others.map(|name| (name, None))) {
             let found = match &pinned {
                 Some(generation) => Ok(generation.clone()),
                 None => channel(store, name),
             };
             let published = found.and_then(|generation| {
-                let key = (name.clone(), generation.clone());
+                let key = (name.to_owned(), generation.clone());
+                let signature = signature(store, name, &generation)?;
                 match known.published.get(&key) {
-                    Some(published) => Ok((key, published.clone())),
-                    None => Ok((key, Arc::new(published(store, name, &generation)?))),
+                    Some(same) if same.signature == signature => Ok((key, same.clone())),
+                    // Signed anew: the manifest is what it was.
+                    Some(known) => {
+                        let manifest = known.manifest.clone();
+                        Ok((key, Arc::new(Published { manifest, signature })))
+                    }
+                    None => Ok((key, read_published(store, name, &generation)?)),
                 }
             });
             match published {
@@ -63,21 +65,28 @@ impl Images {
                     images.published.insert(key, published);
                 }
                 Err(trouble) => {
-                    images.troubles.insert(name.clone(), trouble);
+                    images.troubles.insert(name.to_owned(), trouble);
                 }
             }
+        }
+        for (name, generation) in good {
+            let key = (name.clone(), generation.clone());
+            let known = known.published.get(&key).or(images.published.get(&key)).cloned();
+            // One that is gone from the store is nothing to go back to.
+            let found = known.map_or_else(|| read_published(store, name, generation), Ok);
+            images.published.extend(found.ok().map(|published| (key, published)));
         }
         images
     }
 
     /// For people.
     pub fn views(&self, site: &Site) -> Vec<ImageView> {
-        let mut names: Vec<&String> = site.rooms.iter().map(|r| &r.image).collect();
-        names.extend(site.templates.iter().map(|t| &t.image));
+        let mut names: Vec<&str> = site.rooms.iter().map(|r| r.image.as_str()).collect();
+        names.extend(site.templates.iter().map(|t| t.image.as_str()).chain(site.unknown.image()));
         names.sort_unstable();
         names.dedup();
-        let view = |name: &String| ImageView {
-            name: name.clone(),
+        let view = |name: &str| ImageView {
+            name: name.to_owned(),
             generation: self.stable.get(name).cloned(),
             trouble: self.troubles.get(name).cloned(),
         };
@@ -100,22 +109,31 @@ fn channel(store: &Path, name: &str) -> Result<String, String> {
     Ok(generation.to_owned())
 }
 
-fn published(store: &Path, name: &str, generation: &str) -> Result<Published, String> {
-    let dir: PathBuf = store.join("images").join(name).join(generation);
-    let get = |file: &str| {
-        let path = dir.join(file);
-        read(&path, MANIFEST_LIMIT).map_err(|e| format!("image \"{name}\": reading {}: {e}", path.display()))
-    };
-    let text = get(paths::MANIFEST)?;
+fn get(store: &Path, name: &str, generation: &str, file: &str) -> Result<String, String> {
+    let path = store.join("images").join(name).join(generation).join(file);
+    read(&path, MANIFEST_LIMIT).map_err(|e| format!("image \"{name}\": reading {}: {e}", path.display()))
+}
+
+fn read_published(store: &Path, name: &str, generation: &str) -> Result<Arc<Published>, String> {
+    let signature = signature(store, name, generation)?;
+    Ok(Arc::new(Published { manifest: manifest_text(store, name, generation)?, signature }))
+}
+
+fn manifest_text(store: &Path, name: &str, generation: &str) -> Result<String, String> {
+    let text = get(store, name, generation, paths::MANIFEST)?;
     if manifest::generation_of(text.as_bytes()) != generation {
         let short = manifest::short(generation);
         return Err(format!(
             "image \"{name}\": the manifest in generation {short} was changed; build it again"
         ));
     }
-    let signature = serde_json::from_str(&get(paths::SIGNATURE)?)
-        .map_err(|e| format!("image \"{name}\": its signature is not readable: {e}"))?;
-    Ok(Published { manifest: text, signature })
+    Ok(text)
+}
+
+fn signature(store: &Path, name: &str, generation: &str) -> Result<Signature, String> {
+    serde_json::from_str(&get(store, name, generation, paths::SIGNATURE)?).map_err(|e| {
+        format!("image \"{name}\": its signature is not readable: {e}; build it again with this version")
+    })
 }
 
 fn read(path: &Path, limit: u64) -> io::Result<String> {
@@ -135,19 +153,41 @@ mod tests {
     fn channels_lead_to_manifests_and_damage_is_told() {
         let site = Site::parse("site.toml", EXAMPLE).expect("good");
         let dir = tempfile::tempdir().expect("a directory");
-        let none = Images::read(dir.path(), &site, &Images::default());
+        let none = Images::read(dir.path(), &site, &[], &Images::default());
         assert_eq!(none.troubles.len(), 3);
         assert!(none.troubles["lab"].contains("labshift image build"));
 
         crate::testing::publish(dir.path(), "lab");
-        let images = Images::read(dir.path(), &site, &none);
+        let images = Images::read(dir.path(), &site, &[], &none);
         let generation = &images.stable["lab"];
-        let key = ("lab".to_owned(), generation.clone());
-        assert_eq!(&manifest::generation_of(images.published[&key].manifest.as_bytes()), generation);
+        let key_of = |generation: &String| ("lab".to_owned(), generation.clone());
+        assert_eq!(
+            &manifest::generation_of(images.published[&key_of(generation)].manifest.as_bytes()),
+            generation
+        );
+
+        // Signed anew: the next look sees it.
+        let path = dir.path().join("images/lab").join(generation).join(paths::SIGNATURE);
+        let key = ed25519_dalek::SigningKey::from_bytes(&[7; 32]);
+        let now = jiff::Timestamp::UNIX_EPOCH + jiff::SignedDuration::from_hours(1);
+        let anew =
+            manifest::sign(images.published[&key_of(generation)].manifest.as_bytes(), &key, now, Some(1));
+        fs::write(&path, serde_json::to_vec(&anew).expect("JSON")).expect("written");
+        let again = Images::read(dir.path(), &site, &[], &images);
+        assert_eq!(again.published[&key_of(generation)].signature, anew);
+        // When its day is over, the machine is told so, and the admin what to do.
+        let machine = site.machines.first().expect("a machine").clone();
+        let view = crate::View::new(site.into(), again.into());
+        assert!(view.boots(&machine, now).is_ok());
+        let Err(why) = view.boots(&machine, now + jiff::SignedDuration::from_hours(24)) else {
+            panic!("it boots a signature that is over")
+        };
+        assert!(why.contains("good until 1970-01-02") && why.contains("labshift image publish lab"), "{why}");
+        let site = &view.site;
 
         fs::write(dir.path().join("images/lab").join(generation).join(paths::MANIFEST), "{}")
             .expect("written");
-        let damaged = Images::read(dir.path(), &site, &Images::default());
+        let damaged = Images::read(dir.path(), site, &[], &Images::default());
         assert!(damaged.troubles["lab"].contains("was changed"), "{:?}", damaged.troubles);
     }
 }

@@ -7,7 +7,11 @@ use std::{
     os::fd::AsRawFd,
 };
 
-use labshift_model::{MacAddr, api::WakeMeans, site::Server};
+use labshift_model::{
+    MacAddr,
+    api::WakeMeans,
+    site::{Link, Way},
+};
 use nix::{
     ifaddrs::getifaddrs,
     sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, sendto, socket},
@@ -39,6 +43,14 @@ pub enum WakeError {
         /// Why.
         source: io::Error,
     },
+    /// Only routers reach the machine's network.
+    #[error(
+        "no frame reaches a network behind routers; let them pass directed broadcasts to {to}, UDP port 9"
+    )]
+    Routed {
+        /// The network's broadcast address.
+        to: Ipv4Addr,
+    },
     /// The server was started without an interface.
     #[error("no interface is known to send an Ethernet frame on; start the server with --interface")]
     NoInterface,
@@ -51,20 +63,19 @@ pub fn magic(mac: MacAddr) -> Vec<u8> {
     packet
 }
 
-/// Sends one magic packet.
-pub fn send(
-    mac: MacAddr,
-    means: WakeMeans,
-    server: &Server,
-    interface: Option<&str>,
-) -> Result<(), WakeError> {
+/// Sends one magic packet. `main` is the interface that the server was started with.
+pub fn send(mac: MacAddr, means: WakeMeans, way: Way<'_>, main: Option<&str>) -> Result<(), WakeError> {
     match means {
         WakeMeans::Udp => {
-            let (from, to) = (server.address, server.broadcast());
+            let Way { from, to, .. } = way;
             udp(mac, from, SocketAddrV4::new(to, PORT)).map_err(|source| WakeError::Udp { from, to, source })
         }
         WakeMeans::Ethernet => {
-            let interface = interface.ok_or(WakeError::NoInterface)?;
+            let interface = match way.link {
+                Link::Main => main.ok_or(WakeError::NoInterface)?,
+                Link::Interface(name) => name,
+                Link::Routed => return Err(WakeError::Routed { to: way.to }),
+            };
             let failed = |source| WakeError::Ethernet { interface: interface.to_owned(), source };
             ethernet(mac, interface).map_err(failed)
         }
@@ -129,16 +140,14 @@ mod tests {
 
     #[test]
     fn what_fails_is_named() {
-        let server = Server {
-            address: Ipv4Addr::LOCALHOST,
-            prefix: 8,
-            pool: None,
-            gateway: None,
-            dns: vec![],
-            lease_seconds: 60,
-        };
-        let error = send(MAC, WakeMeans::Ethernet, &server, Some("none0")).expect_err("no such interface");
-        assert!(error.to_string().starts_with("sending a magic packet on interface none0: "), "{error}");
-        assert!(matches!(send(MAC, WakeMeans::Ethernet, &server, None), Err(WakeError::NoInterface)));
+        let way = |link| Way { from: Ipv4Addr::LOCALHOST, to: Ipv4Addr::BROADCAST, link };
+        for (link, main) in [(Link::Main, Some("none0")), (Link::Interface("none0"), Some("lo"))] {
+            let error = send(MAC, WakeMeans::Ethernet, way(link), main).expect_err("no such interface");
+            assert!(error.to_string().starts_with("sending a magic packet on interface none0: "), "{error}");
+        }
+        let without = send(MAC, WakeMeans::Ethernet, way(Link::Main), None);
+        assert!(matches!(without, Err(WakeError::NoInterface)));
+        let routed = send(MAC, WakeMeans::Ethernet, way(Link::Routed), Some("lo"));
+        assert!(matches!(routed, Err(WakeError::Routed { .. })));
     }
 }

@@ -8,7 +8,7 @@ use labshift_initrd::{cmdline, dhcp, modules};
 use labshift_lab::frame;
 use labshift_model::{
     MacAddr,
-    boot::{BootAnswer, BootChoice, Directory, Machine, MachineKind},
+    boot::{BootChoice, Directory, Machine, MachineKind, NoAnswer, SignedAnswer},
 };
 use labshift_pxe::{
     Config, Mode,
@@ -37,8 +37,8 @@ impl Directory for Everybody {
         BootChoice::Image { name, generation, arguments: String::new() }
     }
 
-    fn answer(&self, mac: MacAddr, _: IpAddr) -> Result<BootAnswer, String> {
-        Err(format!("{mac} asked over DHCP"))
+    fn answer(&self, mac: MacAddr, _: &str, _: IpAddr) -> Result<SignedAnswer, NoAnswer> {
+        Err(NoAnswer::Refused(format!("{mac} asked over DHCP")))
     }
 }
 

@@ -25,7 +25,8 @@ use crate::{
     contents::{CONTENTS, Contents},
     elf,
     error::{At, BuildError},
-    fetch, initramfs,
+    fetch,
+    initramfs::{self, Trust},
     layer::{self, Layer},
     lock::{self, Lock},
     pack,
@@ -130,6 +131,7 @@ pub fn build(options: &BuildOptions, progress: &dyn Progress) -> Result<Built, B
         let _held = store.hold()?;
         if let Some(manifest) = record.still_there(&store, &job.name) {
             record.warnings.iter().for_each(|w| progress.warning(w));
+            store.sign_anew(&job.name, &record.generation, now)?;
             store.set_channel(&job.name, &options.channel, &record.generation, now)?;
             return Ok(built(Published::AlreadyThere, record.generation, manifest, record.root_bytes));
         }
@@ -151,6 +153,8 @@ pub(crate) struct Job {
     kernel: String,
     programs: BTreeMap<String, Vec<u8>>,
     key: SigningKey,
+    trust: Trust,
+    now: Timestamp,
     cache: Cache,
     lock: Lock,
 }
@@ -174,29 +178,31 @@ impl Job {
         let (name, kind, kernel) = (image.name.to_owned(), image.kind, image.kernel.to_owned());
         let programs = programs(&loaded, &options.programs)?;
         let key = store.signing_key()?;
+        let trust = Trust {
+            images: manifest::public(&key),
+            servers: manifest::public(&store.server_key()?),
+            minimum: loaded.recipe.minimum.map(|t| t.to_string()),
+        };
+        let now = options.sources.now;
         let cache = choose::open_cache(&options.sources)?;
         let lock = match &options.locked {
             Some(path) => choose::read_lock(path, &loaded, (&name, &kernel))?,
             None => choose::choose(&loaded, &options.sources, &cache, (&name, &kernel), progress)?,
         };
-        Ok(Job { loaded, name, kind, kernel, programs, key, cache, lock })
+        Ok(Job { loaded, name, kind, kernel, programs, key, trust, now, cache, lock })
     }
 
-    pub(crate) fn key(&self) -> &SigningKey {
-        &self.key
+    pub(crate) fn key(&self) -> (&SigningKey, Timestamp) {
+        (&self.key, self.now)
     }
 
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    fn trusted(&self) -> String {
-        format!("{}\n", hex::encode(self.key.verifying_key().as_bytes()))
-    }
-
     /// A hash of it all.
     fn inputs(&self) -> String {
-        inputs(&self.loaded, &self.programs, &self.lock, &self.trusted())
+        inputs(&self.loaded, &self.programs, &self.lock, &self.trust)
     }
 
     /// Puts the image into a directory; `fresh` uses nothing of earlier builds.
@@ -209,7 +215,7 @@ impl Job {
         let Job { loaded, name, kernel, programs, cache, lock, .. } = self;
         let tools = Tools::prepare(cache, lock, |i| fetch::open(cache, lock, &lock.tools[i]))?;
         let init = programs.get("init").map_or(&[][..], Vec::as_slice);
-        let frame = initramfs::frame(init, &self.trusted());
+        let frame = initramfs::frame(init, &self.trust);
         let layer = Layer::of(loaded, kernel, lock, cache, &tools, (fresh, &frame), progress)?;
         let mut root = Building::over(loaded, &layer);
         root.finish(programs);
@@ -303,16 +309,17 @@ impl Job {
             services: recipe.services.clone(),
             modules: recipe.root_modules.clone(),
             ports: recipe.ports.clone(),
+            valid_days: recipe.valid_days,
         };
-        write_manifest(directory, &manifest, &self.key)?;
+        write_manifest(directory, &manifest, (&self.key, self.now))?;
         Ok(Assembled { manifest, root_bytes, warnings: root.warnings })
     }
 }
 
 /// A hash of everything that decides about an image.
-fn inputs(loaded: &Loaded, programs: &BTreeMap<String, Vec<u8>>, lock: &Lock, trusted: &str) -> String {
+fn inputs(loaded: &Loaded, programs: &BTreeMap<String, Vec<u8>>, lock: &Lock, trust: &Trust) -> String {
     let mut hash = Sha256::new();
-    hash.update(format!("{}\n{:?}\n{}\n{trusted}", layer::this_program(), loaded.recipe, lock.digest()));
+    hash.update(format!("{}\n{:?}\n{}\n{trust:?}", layer::this_program(), loaded.recipe, lock.digest()));
     for (name, bytes) in &loaded.files {
         hash.update(format!("file {name} {}\n", hex::encode(Sha256::digest(bytes))));
     }
@@ -355,10 +362,10 @@ fn published_lock(lock: &Lock) -> Lock {
 pub(crate) fn write_manifest(
     directory: &Path,
     manifest: &Manifest,
-    key: &SigningKey,
+    (key, now): (&SigningKey, Timestamp),
 ) -> Result<(), BuildError> {
     let bytes = manifest.to_bytes();
-    let signature = manifest::sign(&bytes, key);
+    let signature = manifest::sign(&bytes, key, now, manifest.valid_days);
     write(directory, paths::MANIFEST, &bytes)?;
     write(directory, paths::SIGNATURE, &serde_json::to_vec_pretty(&signature).unwrap_or_default())
 }

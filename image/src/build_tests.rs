@@ -55,6 +55,32 @@ fn a_lock_and_a_warm_cache_need_no_mirror() {
     assert!(error.contains("lacks package libbar"), "{error}");
 }
 
+/// A build that changes nothing signs anew; the image's bytes stay what they are.
+#[test]
+fn a_signature_ends_and_a_later_build_signs_anew() {
+    let world = World::new();
+    let day = jiff::SignedDuration::from_hours(24);
+    world.recipe(
+        &RECIPE.replace("name = \"tiny\"", "name = \"tiny\"\nvalid_days = 10\nminimum = \"2026-10-01\""),
+    );
+    let options = world.options();
+    let sources = Sources { now: options.sources.now + day, ..world.options().sources };
+    let first = build(&options, &Silent).unwrap();
+    let store = Store::open(&options.store).unwrap();
+    let before = inspect(&store, "tiny", None).unwrap().signature;
+    assert_eq!(before.expires, Some(before.signed + day * 10));
+    let again = build(&BuildOptions { sources, ..options }, &Silent).unwrap();
+    assert_eq!((again.generation, again.published), (first.generation, Published::AlreadyThere));
+    let after = inspect(&store, "tiny", None).unwrap().signature;
+    assert_eq!(after.signed, before.signed + day);
+
+    let initrd = fs::read(first.directory.join(paths::INITRD)).unwrap();
+    let initrd = zstd::decode_all(&initrd[..]).unwrap();
+    let holds = |text: &str| initrd.windows(text.len()).any(|w| w == text.as_bytes());
+    assert!(holds("etc/labshift/minimum") && holds("2026-10-01T00:00:00Z\n"));
+    assert!(holds(&manifest::public(&store.server_key().unwrap())));
+}
+
 /// Builds in the world whose directory the environment names; otherwise it is not a test at all.
 #[test]
 #[allow(clippy::disallowed_methods, reason = "how a test hands its child the place to work in")]

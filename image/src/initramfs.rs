@@ -1,4 +1,4 @@
-//! The initramfs: init, the modules that reach network and root, and the keys that may sign.
+//! The initramfs: init, the modules that reach network and root, and whom init believes.
 
 use std::collections::BTreeSet;
 
@@ -34,8 +34,19 @@ pub fn modules(kernel: &Kernel, modules: &[Module], root: &Tree) -> std::io::Res
     Ok(archive.finish())
 }
 
+/// Whom init believes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trust {
+    /// Public key that signs manifests.
+    pub images: String,
+    /// Public key that signs boot answers.
+    pub servers: String,
+    /// Manifests that were signed before this time are refused.
+    pub minimum: Option<String>,
+}
+
 /// The archive of init and what it needs at once.
-pub fn frame(init: &[u8], trusted_keys: &str) -> Vec<u8> {
+pub fn frame(init: &[u8], trust: &Trust) -> Vec<u8> {
     let mut archive = Archive::default();
     for directory in ["dev", "proc", "sys", "run", "sysroot", "tmp"] {
         archive.directory(directory);
@@ -43,7 +54,15 @@ pub fn frame(init: &[u8], trusted_keys: &str) -> Vec<u8> {
     // The kernel opens the console for PID 1 before devtmpfs is mounted.
     archive.device("dev/console", 5, 1);
     archive.file("init", 0o755, init);
-    archive.file(paths::TRUSTED_KEYS.trim_start_matches('/'), 0o644, trusted_keys.as_bytes());
+    for (path, text) in [
+        (paths::TRUSTED_KEYS, Some(&trust.images)),
+        (paths::SERVER_KEYS, Some(&trust.servers)),
+        (paths::MINIMUM, trust.minimum.as_ref()),
+    ] {
+        if let Some(text) = text {
+            archive.file(path.trim_start_matches('/'), 0o644, format!("{text}\n").as_bytes());
+        }
+    }
     archive.finish()
 }
 

@@ -32,8 +32,8 @@ pub struct Inspected {
     pub contents: Option<Contents>,
     /// Channels that point to it.
     pub channels: Vec<String>,
-    /// Public key that signed it (hex).
-    pub signed_by: String,
+    /// Who signed it, when, and for how long.
+    pub signature: Signature,
 }
 
 /// Reads a generation (the stable one without `generation`; a prefix is enough) and verifies every file of it.
@@ -74,7 +74,7 @@ pub fn inspect(store: &Store, name: &str, generation: Option<&str>) -> Result<In
     };
     let channels =
         store.channels(name).into_iter().filter(|(_, g)| *g == generation).map(|(c, _)| c).collect();
-    Ok(Inspected { generation, directory, manifest, lock, contents, channels, signed_by: signature.key })
+    Ok(Inspected { generation, directory, manifest, lock, contents, channels, signature })
 }
 
 impl Inspected {

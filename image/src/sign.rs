@@ -147,7 +147,7 @@ pub fn sign(
         }
     };
     let key = store.signing_key()?;
-    if hex::encode(key.verifying_key().as_bytes()) != image.signed_by {
+    if hex::encode(key.verifying_key().as_bytes()) != image.signature.key {
         let reason =
             "it was pushed here from another store, and its nodes trust that one's key: sign it there"
                 .to_owned();
@@ -168,7 +168,7 @@ pub fn sign(
         write(work.path(), CERTIFICATE, &der(CERTIFICATE, &certificate)?)?;
         manifest.files.insert(CERTIFICATE.to_owned(), entry_of(&path)?);
     }
-    let manifest = put(work.path(), manifest, &signed, &key)?;
+    let manifest = put(work.path(), manifest, &signed, (&key, now))?;
     let generation = manifest::generation_of(&manifest.to_bytes());
     let published = store.publish(work, (&name, &generation), channel, now)?;
     Ok(Signed { name, before, generation, published, subject: authenticode::subject(&certificate) })
@@ -179,7 +179,7 @@ fn put(
     directory: &Path,
     mut manifest: Manifest,
     image: &[u8],
-    key: &SigningKey,
+    key: (&SigningKey, Timestamp),
 ) -> Result<Manifest, BuildError> {
     write(directory, paths::UKI, image)?;
     manifest.files.insert(paths::UKI.to_owned(), entry_of(&directory.join(paths::UKI))?);
@@ -202,7 +202,7 @@ pub(crate) fn with_signature_of(
     published: &Path,
     rebuilt: &Path,
     manifest: Manifest,
-    key: &SigningKey,
+    key: (&SigningKey, Timestamp),
 ) -> Result<Manifest, BuildError> {
     let (Ok(theirs), Ok(ours)) = (fs::read(published.join(paths::UKI)), fs::read(rebuilt.join(paths::UKI)))
     else {

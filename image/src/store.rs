@@ -4,6 +4,7 @@
 //! STORE/keys/signing.key              seed in hex, 0600, made on first use
 //! STORE/keys/signing.pub              its public key, a line of a trusted-keys file
 //! STORE/keys/trusted                  public keys of other stores, whose images may be pushed here: see `receive`
+//! STORE/keys/server.key, server.pub   the same for the servers, which sign boot answers
 //! STORE/images/NAME/GENERATION/       complete, never changed again
 //! STORE/channels, STORE/history       which generations are served: see `channel`
 //! STORE/built/NAME                    what the last build was made of: see `record`
@@ -85,10 +86,19 @@ impl Store {
         Scratch::new(&self.directory.join("tmp"), name)
     }
 
-    /// The signing key; the first call makes one.
+    /// The key that signs manifests; the first call makes one.
     pub fn signing_key(&self) -> Result<SigningKey, BuildError> {
-        let path = self.directory.join("keys/signing.key");
-        let public = self.directory.join("keys/signing.pub");
+        self.key("keys/signing.key")
+    }
+
+    /// The key with which servers sign boot answers; images know its public half. The first call makes one.
+    pub fn server_key(&self) -> Result<SigningKey, BuildError> {
+        self.key(paths::SERVER_KEY)
+    }
+
+    fn key(&self, name: &str) -> Result<SigningKey, BuildError> {
+        let path = self.directory.join(name);
+        let public = path.with_extension("pub");
         if !path.exists() {
             let mut seed = [0; 32];
             let mut random = fs::File::open("/dev/urandom").at("opening", "/dev/urandom")?;
@@ -105,7 +115,7 @@ impl Store {
             BuildError::Key { path: path.clone(), reason: reason.to_owned() }
         })?;
         let key = SigningKey::from_bytes(&seed);
-        let line = format!("{}\n", hex::encode(key.verifying_key().as_bytes()));
+        let line = format!("{}\n", manifest::public(&key));
         if fs::read_to_string(&public).ok().as_deref() != Some(&line) {
             scratch::write_whole(&public, line.as_bytes(), 0o644, false).at("writing", &public)?;
         }
@@ -145,6 +155,11 @@ impl Store {
         fs::create_dir_all(&parent).at("making", &parent)?;
         let there = self.is_there(name, generation);
         let published = if there && entries(&target, &[])? == entries(from.path(), &[])? {
+            // The same image, signed later.
+            let (new, old) = (from.path().join(paths::SIGNATURE), target.join(paths::SIGNATURE));
+            if let Ok(signature) = fs::read(&new) {
+                scratch::write_whole(&old, &signature, 0o644, false).at("writing", &old)?;
+            }
             Published::AlreadyThere
         } else {
             if there {
@@ -165,6 +180,23 @@ impl Store {
         };
         self.set_channel(name, channel, generation, now)?;
         Ok(published)
+    }
+
+    /// Signs a published generation anew, as from now.
+    pub fn sign_anew(&self, name: &str, generation: &str, now: Timestamp) -> Result<(), BuildError> {
+        let directory = self.generation(name, generation);
+        let path = directory.join(paths::MANIFEST);
+        let bytes = fs::read(&path).at("reading", &path)?;
+        let tampered =
+            |reason| BuildError::Tampered { name: format!("{name}/{}", manifest::short(generation)), reason };
+        if manifest::generation_of(&bytes) != generation {
+            return Err(tampered("its manifest is another generation's".to_owned()));
+        }
+        let manifest = manifest::Manifest::from_bytes(&bytes).map_err(|e| tampered(e.to_string()))?;
+        let signature = manifest::sign(&bytes, &self.signing_key()?, now, manifest.valid_days);
+        let path = directory.join(paths::SIGNATURE);
+        let text = serde_json::to_vec_pretty(&signature).unwrap_or_default();
+        scratch::write_whole(&path, &text, 0o644, false).at("writing", &path)
     }
 
     /// Names of all images, sorted.
@@ -243,6 +275,7 @@ mod tests {
             std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&path).unwrap().permissions()) & 0o777,
             0o600
         );
+        assert_ne!(key, store.server_key().unwrap(), "servers can't sign images");
         fs::write(&path, "zz").unwrap();
         assert!(store.signing_key().is_err());
         assert_eq!(fs::read_to_string(&path).unwrap(), "zz");

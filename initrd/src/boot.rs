@@ -16,8 +16,10 @@ use labshift_model::{
 use ureq::Agent;
 
 use crate::{
+    adoption,
     blocks::{Blocks, Policy},
     cmdline::{Cmdline, DiskRoot, RootSource},
+    crash,
     dhcp::Lease,
     failure::{Code, Halt, backoff_seconds},
     fetch::{self, FetchError, Source},
@@ -27,7 +29,9 @@ use crate::{
     link::{self, Port},
     modules::Loader,
     mount::{self, Upper},
-    nbd, netlink, server, sys,
+    nbd, netlink,
+    server::{self, Asked, Trust},
+    sys,
     verity::Shape,
 };
 
@@ -79,6 +83,9 @@ pub fn run() -> Handover {
     JOURNAL
         .reached(Stage::Init, &format!("kernel {release}, {} CPUs, {} MiB free", processors(), memory >> 20));
     serve_module_requests();
+    if let Some(reason) = crash::take(Path::new("/")) {
+        JOURNAL.crashed(reason);
+    }
     let text = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let parsed = crate::cmdline::parse(&text)
         .map_err(|faults| Halt::new(Stage::Init, Code::Cmdline, faults.join("; ")));
@@ -94,14 +101,18 @@ pub fn run() -> Handover {
             Err(halt) => halt,
         };
         failures += 1;
-        recover(&halt, &known, &agent, failures, attempts, backoff_seconds(failures, retry));
+        // A machine that reboots counts from one again: it waits at once for as long as others after some failures.
+        let row = if halt.needs_reboot { failures.max(3) } else { failures };
+        recover(&halt, &known, &agent, failures, attempts, backoff_seconds(row, retry));
     }
 }
 
 /// Shows and sends a failure, then waits for the next attempt, or reboots after the last.
 fn recover(halt: &Halt, known: &Known, agent: &Agent, failures: u32, attempts: u32, wait: u64) {
-    let last = failures >= attempts;
-    let next = if last {
+    let last = failures >= attempts || halt.needs_reboot;
+    let next = if halt.needs_reboot {
+        format!("Failure {failures}. The machine reboots in {wait} s.")
+    } else if last {
         format!("Failure {failures} of {attempts}. The machine reboots in {wait} s.")
     } else {
         format!("Failure {failures} of {attempts}. Trying again in {wait} s.")
@@ -145,7 +156,7 @@ fn load_modules(release: &str) -> Result<Loader, Halt> {
 
 /// Loads the file systems and what the root stands on. The crypto modules are accelerators: the kernel has its own code.
 fn load_root_modules(loader: &mut Loader, more: &[&str]) -> Result<(), Halt> {
-    for optional in ["crc32c_intel", "crc32c_generic", "sha256_ssse3", "af_packet"] {
+    for optional in ["efi_pstore", "crc32c_intel", "crc32c_generic", "sha256_ssse3", "af_packet"] {
         let _ = loader.load(optional);
     }
     for module in ["dm_verity", "erofs", "overlay"].iter().chain(more) {
@@ -165,19 +176,29 @@ fn from_network(
     // The cable needs its time; the file system modules load meanwhile.
     load_root_modules(loader, &["loop"])?;
     wait_for_link(&ports)?;
-    let (port, lease) = get_address(&ports, cmdline, known)?;
-    let server = known.server.clone().ok_or_else(|| {
-        let sentence = format!(
-            "the DHCP server {} names no labshift server (option 67) and the command line has no labshift.server=",
-            lease.server
-        );
-        Halt::new(Stage::Address, Code::NoServer, sentence)
-    })?;
-    let answer = server::ask(agent, &server, port.mac)?;
+    let trust = Trust::read(Path::new("/"));
+    let mut was_unknown = false;
+    let (port, lease, server, answer) = loop {
+        let (port, lease) = get_address(&ports, cmdline, known)?;
+        let server = known.server.clone().ok_or_else(|| no_server(&lease))?;
+        match ask_servers(agent, server, cmdline, &port, &trust)? {
+            (server, Asked::Answer(answer)) => break (port, lease, server, *answer),
+            (server, Asked::Unknown(sentence)) => {
+                adoption::wait(agent, (&server, &trust), &port, &lease, &sentence);
+            }
+        }
+        was_unknown = true;
+    };
+    known.server = Some(server.clone());
     known.answer = Some(answer.clone());
     set_clock(&answer);
-    let keys = fs::read_to_string(paths::TRUSTED_KEYS).unwrap_or_default();
-    let manifest = server::verify(&answer, &keys, cmdline.root_hash.as_deref())?;
+    let wanted = cmdline.root_hash.as_deref();
+    let manifest = server::verify(&answer, &trust, wanted.filter(|_| !was_unknown))?;
+    let other_root = wanted.is_some_and(|hash| !hash.eq_ignore_ascii_case(&manifest.root.root_hash));
+    if was_unknown && (other_root || manifest.kernel_release != release) {
+        JOURNAL.say("adoption", &format!("{} boots another image: the machine starts anew", answer.node));
+        crate::power::finish(crate::power::End::Reboot);
+    }
     if manifest.kernel_release != release {
         let sentence = format!(
             "image {} generation {} is built for kernel {}, this machine runs {release}",
@@ -185,7 +206,7 @@ fn from_network(
             short(&answer.generation),
             manifest.kernel_release
         );
-        return Err(Halt::new(Stage::Manifest, Code::Module, sentence));
+        return Err(Halt::new(Stage::Manifest, Code::Changed, sentence).that_needs_reboot());
     }
     JOURNAL.reached(
         Stage::Manifest,
@@ -209,11 +230,42 @@ fn from_network(
         &answer,
         &manifest,
         &server,
-        &keys,
+        &trust,
         lease.network(&port.name, port.mac),
         agent.clone(),
     );
     Ok(Handover { blocks, ..handover })
+}
+
+fn no_server(lease: &Lease) -> Halt {
+    let sentence = format!(
+        "the DHCP server {} names no labshift server (option 67) and the command line has no labshift.server=",
+        lease.server
+    );
+    Halt::new(Stage::Address, Code::NoServer, sentence)
+}
+
+/// Asks the server, and then the further ones: the first that answers decides. What the first one said counts when none does.
+fn ask_servers(
+    agent: &Agent,
+    server: String,
+    cmdline: &Cmdline,
+    port: &Port,
+    trust: &Trust,
+) -> Result<(String, Asked), Halt> {
+    let first = match server::ask(agent, &server, port.mac, trust) {
+        Ok(answer) => return Ok((server, answer)),
+        Err(halt) if halt.code != Code::NoServer || cmdline.mirrors.is_empty() => return Err(halt),
+        Err(halt) => halt,
+    };
+    for next in &cmdline.mirrors {
+        JOURNAL.say("manifest", &format!("{}; asking {next}", first.sentence));
+        match server::ask(agent, next, port.mac, trust) {
+            Ok(answer) => return Ok((next.clone(), answer)),
+            Err(why) => JOURNAL.say("manifest", &why.to_string()),
+        }
+    }
+    Err(first)
 }
 
 /// Finds the ports and sets them all up.

@@ -159,6 +159,7 @@ mod tests {
         assert_eq!(read("console"), "");
 
         let page = Page {
+            title: "BOOT FAILED",
             code: "NO-LINK".into(),
             stage: "link",
             sentence: "no port has a link".into(),

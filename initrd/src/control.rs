@@ -1,6 +1,11 @@
 //! The socket on which PID 1 takes requests: one JSON object per line, one reply line each. Root only.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+use std::{
+    fs,
+    io::{BufRead, Write},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+};
 
 use anyhow::{Context, Result};
 use labshift_model::context::{InitReply, InitRequest};
@@ -56,6 +61,16 @@ async fn converse(stream: UnixStream, requests: mpsc::Sender<Asked>) {
             return;
         }
     }
+}
+
+/// Asks the init that runs, from another process; returns its reply line.
+pub fn ask_init(socket: &Path, request: &str) -> Result<String> {
+    let mut stream = std::os::unix::net::UnixStream::connect(socket)
+        .with_context(|| format!("asking on {}", socket.display()))?;
+    stream.write_all(format!("{request}\n").as_bytes()).context("sending the request")?;
+    let mut reply = String::new();
+    std::io::BufReader::new(stream).read_line(&mut reply).context("reading the reply")?;
+    Ok(reply.trim_end().to_owned())
 }
 
 async fn ask(requests: &mpsc::Sender<Asked>, request: InitRequest) -> InitReply {

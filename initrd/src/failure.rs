@@ -20,6 +20,14 @@ pub enum Code {
     NoServer,
     /// The server said no.
     Refused,
+    /// The boot answer is not the server's own, or not to our question.
+    Answer,
+    /// The manifest was signed before the minimum.
+    Version,
+    /// The manifest's signature is over.
+    Expired,
+    /// The server wants another generation by now than the one whose kernel runs.
+    Changed,
     /// Signature, generation or content of the manifest.
     Manifest,
     /// The root could not be fetched whole.
@@ -47,6 +55,10 @@ impl Code {
             Code::NoAddress => "NO-ADDRESS",
             Code::NoServer => "NO-SERVER",
             Code::Refused => "REFUSED",
+            Code::Answer => "ANSWER",
+            Code::Version => "VERSION",
+            Code::Expired => "EXPIRED",
+            Code::Changed => "CHANGED",
             Code::Manifest => "MANIFEST",
             Code::RootFetch => "ROOT-FETCH",
             Code::RootHash => "ROOT-HASH",
@@ -81,6 +93,16 @@ impl Code {
                 "Check that `labshift serve` runs at this address and that no firewall is in between."
             }
             Code::Refused => "Look the machine up in site.toml and with `labshift node explain`.",
+            Code::Answer => {
+                "Build the image again in the store that this server uses; if it was good before, look for another machine that answers in the server's place."
+            }
+            Code::Version => {
+                "Build or publish the image again: that signs it anew. If nobody went back to an old image, someone plays one back."
+            }
+            Code::Expired => "Publish the image again (labshift image publish): that signs it anew.",
+            Code::Changed => {
+                "Nothing, if it goes away with the restart. Else kernel, initramfs and root that the server sends are not of one build."
+            }
             Code::Manifest => {
                 "Publish the image again with the key that the boot files trust; if the signature was good before, someone changed the image."
             }
@@ -109,12 +131,19 @@ pub struct Halt {
     pub stage: Stage,
     /// What is wrong, one sentence.
     pub sentence: String,
+    /// Only another kernel helps.
+    pub needs_reboot: bool,
 }
 
 impl Halt {
     /// A failure at `stage`.
     pub fn new(stage: Stage, code: Code, sentence: impl Into<String>) -> Self {
-        Halt { code, stage, sentence: sentence.into() }
+        Halt { code, stage, sentence: sentence.into(), needs_reboot: false }
+    }
+
+    /// The same, to which trying again under this kernel is no answer.
+    pub fn that_needs_reboot(self) -> Self {
+        Halt { needs_reboot: true, ..self }
     }
 
     /// The form for the wire.
@@ -129,6 +158,7 @@ impl Halt {
     /// The page that a person reads. `node` is the host name once the server has told it.
     pub fn page(&self, node: Option<&str>, mac: Option<MacAddr>, next: &str) -> Page {
         Page {
+            title: "BOOT FAILED",
             code: self.code.text().to_owned(),
             stage: stage_name(self.stage),
             sentence: self.sentence.clone(),

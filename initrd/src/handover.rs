@@ -27,10 +27,13 @@ use crate::{
     cmdline::{Cmdline, GuestIdentity},
     dhcp::Lease,
     journal::JOURNAL,
+    kexec::Next,
     lease,
     link::Port,
     modules::Loader,
-    netlink, process, server, sys,
+    netlink, process,
+    server::{self, Trust},
+    sys,
 };
 
 /// Where a guest finds its identity, as shell variables.
@@ -51,6 +54,8 @@ pub struct Handover {
     pub show_output: bool,
     /// Where to report.
     pub reporter: Option<Reporter>,
+    /// Where the next kernel comes from; none in a guest.
+    pub next: Option<Next>,
     /// Where the root's blocks come from, when they are not all here.
     pub blocks: Option<Arc<Blocks>>,
     /// Modules to load besides what the hardware asks for.
@@ -95,7 +100,7 @@ pub fn for_node(
     answer: &BootAnswer,
     manifest: &Manifest,
     server: &str,
-    keys: &str,
+    trust: &Trust,
     network: Network,
     agent: Agent,
 ) -> Handover {
@@ -108,7 +113,8 @@ pub fn for_node(
         attempt: answer.attempt,
         token: answer.token.clone(),
         network: network.clone(),
-        trusted_keys: keys
+        trusted_keys: trust
+            .images
             .lines()
             .filter_map(|l| l.split('#').next())
             .map(str::trim)
@@ -125,6 +131,12 @@ pub fn for_node(
     Handover {
         node: Some(answer.node.clone()),
         services: manifest.services.clone(),
+        next: Some(Next {
+            agent: agent.clone(),
+            server: server.to_owned(),
+            mac: network.mac,
+            trust: trust.clone(),
+        }),
         reporter: Some(Reporter {
             agent,
             server: server.to_owned(),
@@ -156,6 +168,7 @@ pub fn for_guest(cmdline: &Cmdline, found: Option<(Port, Lease)>) -> Result<Hand
         network: network.map(|(n, _)| n),
         show_output: true,
         reporter: None,
+        next: None,
         blocks: None,
         modules: vec![],
     })

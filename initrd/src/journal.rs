@@ -37,6 +37,8 @@ struct Inner {
     stages: Vec<StageEvent>,
     /// Stages that reports have carried.
     sent_stages: usize,
+    /// How the last run ended, until a report has carried it.
+    crash: Option<String>,
     /// Stages of failed attempts, and the first, which all attempts share.
     earlier_stages: usize,
 }
@@ -50,6 +52,7 @@ pub static JOURNAL: Journal = Journal {
         unsent_lines: 0,
         stages: Vec::new(),
         sent_stages: 0,
+        crash: None,
         earlier_stages: 0,
     }),
 };
@@ -98,6 +101,11 @@ impl Journal {
         self.note(stage, Some(failure.clone()), "");
     }
 
+    /// Shows a page that is no failure.
+    pub fn show(&self, page: &Page) {
+        self.consoles.show(page);
+    }
+
     /// The page is taken off the screen; lines go there again.
     pub fn leave_page(&self) {
         self.consoles.leave_page();
@@ -137,14 +145,21 @@ impl Journal {
             .skip(inner.lines.len() - inner.unsent_lines)
             .flat_map(|l| [l.as_str(), "\n"])
             .collect();
-        (BootReport { mac, attempt, stages: inner.stages[inner.sent_stages..].to_vec(), log }, mark)
+        let stages = inner.stages[inner.sent_stages..].to_vec();
+        (BootReport { mac, attempt, stages, crash: inner.crash.clone(), log, hardware: None }, mark)
     }
 
     /// The server has taken a report.
     pub fn delivered(&self, mark: Mark) {
         let mut inner = self.lock();
+        inner.crash = None;
         inner.sent_stages = inner.sent_stages.max(mark.stages);
         inner.unsent_lines = inner.unsent_lines.saturating_sub(mark.lines);
+    }
+
+    /// The next report tells how the last run ended.
+    pub fn crashed(&self, reason: String) {
+        self.lock().crash = Some(reason);
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -211,6 +226,7 @@ mod tests {
                 unsent_lines: 0,
                 stages: vec![],
                 sent_stages: 0,
+                crash: None,
                 earlier_stages: 0,
             }),
         }

@@ -16,16 +16,18 @@
 //! | [`link`], [`netlink`] | ports, their addresses |
 //! | [`dhcp`], [`lease`] | the client's decisions; its sockets and clocks |
 //! | [`server`], [`fetch`], [`verity`] | the boot answer, the root, its hash tree |
+//! | [`hardware`], [`adoption`] | what the machine is made of; how it becomes known |
 //! | [`blocks`], [`nbd`] | a root that comes as it is read; the device it is read from |
 //! | [`mount`], [`handover`] | the new root; what init leaves in it |
 //! | [`boot`] | the linear run |
 //! | [`order`], [`process`], [`ready`], [`supervisor`], [`control`] | services |
 //! | [`clock`] | a guest's time after a pause |
 //! | [`life`] | all of it, in order; [`plan`] says it without doing it |
-//! | [`power`], [`button`] | the end |
-//! | [`watchdog`] | the end of a machine that hangs |
+//! | [`power`], [`button`], [`kexec`] | the end; the next kernel without firmware |
+//! | [`watchdog`], [`crash`] | the end of a machine that hangs; what its kernel said last |
 //! | [`sys`] | the crate's unsafe code |
 
+pub mod adoption;
 pub mod blocks;
 pub mod boot;
 pub mod button;
@@ -33,12 +35,15 @@ pub mod clock;
 pub mod cmdline;
 pub mod console;
 pub mod control;
+pub mod crash;
 pub mod dhcp;
 pub mod failure;
 pub mod fetch;
 pub mod handover;
+pub mod hardware;
 pub mod hotplug;
 pub mod journal;
+pub mod kexec;
 pub mod lease;
 pub mod life;
 pub mod link;

@@ -93,6 +93,7 @@ fn supervise(handover: &Handover) -> Result<End> {
             wake: handover.reporter.as_ref().and(handover.network.as_ref()).map(|n| n.interface.clone()),
             who: (handover.node.clone(), handover.network.as_ref().map(|n| n.mac)),
             reporter: handover.reporter.clone(),
+            next: handover.next.clone(),
             arm: power::arm,
         };
         let mut supervisor = Supervisor::new(handover.services.clone(), surroundings);

@@ -2,7 +2,8 @@
 
 use std::{path::Path, process::ExitCode};
 
-use labshift_initrd::{boot, life, plan};
+use labshift_initrd::{boot, control, life, plan};
+use labshift_model::paths;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
@@ -10,6 +11,16 @@ fn main() -> ExitCode {
     let called = Path::new(words.first().copied().unwrap_or_default()).file_name();
     match (std::process::id(), called.and_then(|n| n.to_str()), words.get(1..).unwrap_or_default()) {
         (1, ..) => life::live(),
+        (_, _, ["--ask", request]) => match control::ask_init(Path::new(paths::INIT_SOCKET), request) {
+            Ok(reply) => {
+                println!("{reply}");
+                ExitCode::SUCCESS
+            }
+            Err(why) => {
+                eprintln!("init: {why:#}");
+                ExitCode::FAILURE
+            }
+        },
         // The kernel's own form: modprobe -q -- ALIAS.
         (_, Some("modprobe"), [.., alias]) => match boot::modprobe(alias) {
             Ok(true) => ExitCode::SUCCESS,
@@ -23,7 +34,8 @@ fn main() -> ExitCode {
         _ => {
             eprintln!(
                 "init runs as PID 1 of a labshift machine.\n\
-                 init --sysroot DIR --cmdline TEXT   says what it would do with this command line and these modules"
+                 init --sysroot DIR --cmdline TEXT   says what it would do with this command line and these modules\n\
+                 init --ask JSON                     asks the init that runs: a request such as {{\"request\": \"services\"}}"
             );
             ExitCode::from(2)
         }

@@ -104,6 +104,7 @@ mod tests {
             user: None,
             ready: None,
             tty: None,
+            limits: Default::default(),
         }
     }
 

@@ -16,9 +16,11 @@ pub const PAPER: [u8; 3] = [0x5a, 0x0a, 0x14];
 /// Colour of the letters.
 pub const INK: [u8; 3] = [0xff, 0xff, 0xff];
 
-/// What a failed boot says.
+/// What a boot says that does not go on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page {
+    /// First line: `BOOT FAILED`.
+    pub title: &'static str,
     /// Short constant, for searching.
     pub code: String,
     /// The stage that could not be reached.
@@ -59,7 +61,7 @@ pub struct Placed {
 
 impl Page {
     fn rows(&self, columns: usize) -> Vec<Row> {
-        let mut rows = vec![Row::Text("BOOT FAILED".to_owned()), Row::Code(self.code.clone())];
+        let mut rows = vec![Row::Text(self.title.to_owned()), Row::Code(self.code.clone())];
         let blank = || Row::Text(String::new());
         let stage = format!("at stage {}", self.stage);
         let hint = format!("What to do: {}", self.hint);
@@ -175,6 +177,7 @@ mod tests {
 
     pub(crate) fn page() -> Page {
         Page {
+            title: "BOOT FAILED",
             code: "ROOT-HASH".into(),
             stage: "root-fetched",
             sentence: "image lab generation 0123456789ab: block 17 of 300 differs from what the root hash says".into(),

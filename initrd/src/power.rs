@@ -24,6 +24,8 @@ pub enum End {
     },
     /// From the start.
     Reboot,
+    /// Into the kernel that is loaded; through the firmware if that fails.
+    Kexec,
 }
 
 /// Arms Wake-on-LAN on a port, or on the physical ports of a bridge, and reads it back. Returns the armed ports.
@@ -115,7 +117,18 @@ pub fn finish(end: End) -> ! {
             JOURNAL.say("power", "rebooting");
             RebootMode::RB_AUTOBOOT
         }
+        End::Kexec => {
+            JOURNAL.say("power", "starting the next kernel");
+            RebootMode::RB_AUTOBOOT
+        }
     };
+    if end == End::Kexec {
+        let refused = sys::start_loaded_kernel();
+        JOURNAL.say(
+            "power",
+            &format!("the kernel refused to start the next one ({refused}): through the firmware then"),
+        );
+    }
     let refused = reboot(mode);
     JOURNAL.say("power", &format!("the kernel refused: {refused:?}"));
     loop {

@@ -8,10 +8,13 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use labshift_model::service::Service;
+use labshift_model::service::{Limits, Service};
 use nix::{sys::signal, unistd::Pid};
 
-use crate::sys::{self, Birth};
+use crate::{
+    journal::JOURNAL,
+    sys::{self, Birth},
+};
 
 /// What a service gets besides its own environment.
 const ENVIRONMENT: [(&str, &str); 3] = [
@@ -44,17 +47,35 @@ impl Cgroups {
         for controller in ["cpu", "cpuset", "io", "memory", "pids"] {
             let _ = fs::write(root.join("cgroup.subtree_control"), format!("+{controller}"));
         }
-        Cgroups(Some(root.join("labshift")))
+        let own = root.join("labshift");
+        let _ = fs::create_dir_all(&own);
+        for controller in ["cpu", "memory", "pids"] {
+            let _ = fs::write(own.join("cgroup.subtree_control"), format!("+{controller}"));
+        }
+        Cgroups(Some(own))
     }
 
     fn of(&self, service: &str) -> Option<PathBuf> {
         self.0.as_ref().map(|root| root.join(service.replace('/', "-")))
     }
 
-    fn join(&self, service: &str) -> Option<File> {
-        let directory = self.of(service)?;
+    /// Makes a service's cgroup with its limits. A limit that the kernel does not take is told: the service runs all the same.
+    fn join(&self, service: &Service) -> Option<File> {
+        let directory = self.of(&service.name)?;
         fs::create_dir_all(&directory).ok()?;
+        for (file, value) in settings(&service.limits) {
+            if let Err(why) = fs::write(directory.join(file), &value) {
+                JOURNAL.say("service", &format!("{}: {file} = {value} is not in force: {why}", service.name));
+            }
+        }
         OpenOptions::new().write(true).open(directory.join("cgroup.procs")).ok()
+    }
+
+    /// How often the kernel has ended a process of a service for want of memory.
+    pub fn out_of_memory(&self, service: &str) -> u64 {
+        let Some(directory) = self.of(service) else { return 0 };
+        let events = fs::read_to_string(directory.join("memory.events")).unwrap_or_default();
+        events.lines().find_map(|l| l.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
     }
 
     fn members(&self, service: &str) -> Vec<i32> {
@@ -82,6 +103,19 @@ impl Cgroups {
     }
 }
 
+/// The files of a cgroup that hold a service's limits, and what goes into them.
+fn settings(limits: &Limits) -> Vec<(&'static str, String)> {
+    let mut settings = vec![];
+    if let Some(mib) = limits.memory_mib {
+        settings.push(("memory.max", (u64::from(mib) << 20).to_string()));
+        // Half a service is worse than one that starts anew.
+        settings.push(("memory.oom.group", "1".to_owned()));
+    }
+    settings.extend(limits.cpu_weight.map(|weight| ("cpu.weight", weight.to_string())));
+    settings.extend(limits.processes.map(|most| ("pids.max", most.to_string())));
+    settings
+}
+
 /// Session of a process, from `/proc/PID/stat`. The command name before it may hold anything, `)` too.
 fn session_of(stat: &str) -> Option<u32> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(3)?.parse().ok()
@@ -92,7 +126,7 @@ pub fn start(service: &Service, cgroups: &Cgroups) -> Result<Started> {
     let (program, arguments) = service.exec.split_first().context("reading its program")?;
     let mut command = Command::new(program);
     command.args(arguments).env_clear().envs(ENVIRONMENT).current_dir("/");
-    let mut birth = Birth { cgroup: cgroups.join(&service.name), ..Birth::default() };
+    let mut birth = Birth { cgroup: cgroups.join(service), ..Birth::default() };
     if let Some(user) = &service.user {
         let (passwd, group) = (read("/etc/passwd"), read("/etc/group"));
         let account = account(&passwd, &group, user).with_context(|| format!("finding user {user}"))?;
@@ -169,6 +203,31 @@ mod tests {
         );
         assert_eq!(account(passwd, group, "broken"), None);
         assert_eq!(group_id(group, "kvm"), Some(107));
+    }
+
+    #[test]
+    fn limits_go_into_the_cgroup_and_want_of_memory_is_counted() {
+        let dir = std::env::temp_dir().join(format!("labshift-cgroup-{}", std::process::id()));
+        let root = dir.join("sys/fs/cgroup");
+        fs::create_dir_all(root.join("labshift/web")).unwrap();
+        fs::write(root.join("cgroup.procs"), "").unwrap();
+        fs::write(root.join("labshift/web/cgroup.procs"), "").unwrap();
+        let cgroups = Cgroups::at(&dir);
+        let service = Service {
+            limits: Limits { memory_mib: Some(64), cpu_weight: Some(20), processes: Some(9) },
+            ..serde_json::from_str(r#"{"name": "web", "exec": ["/bin/web"]}"#).unwrap()
+        };
+        assert!(cgroups.join(&service).is_some());
+        let read = |file: &str| fs::read_to_string(root.join("labshift/web").join(file)).unwrap();
+        assert_eq!(
+            [read("memory.max"), read("memory.oom.group"), read("cpu.weight"), read("pids.max")],
+            ["67108864", "1", "20", "9"]
+        );
+        assert_eq!(cgroups.out_of_memory("web"), 0);
+        fs::write(root.join("labshift/web/memory.events"), "low 0\noom 2\noom_kill 3\n").unwrap();
+        assert_eq!(cgroups.out_of_memory("web"), 3);
+        assert!(settings(&Limits::default()).is_empty());
+        fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]

@@ -113,6 +113,7 @@ mod tests {
 
     fn sample() -> Page {
         Page {
+            title: "BOOT FAILED",
             code: "NO-LINK".into(),
             stage: "link",
             sentence: "no port has a link".into(),

@@ -1,16 +1,20 @@
-//! The labshift server as init sees it: the boot answer, and reports. HTTP without TLS: the answer is believed for what its
-//! signature covers, and the rest (name, token) is worth no more than the network it came over.
+//! The labshift server as init sees it: the boot answer, and reports. HTTP without TLS: an answer is believed when it is signed by a
+//! server that the initramfs knows, and names the random number that was asked with. So is its time: the board's clock is not.
 
 use std::{
+    fs,
     io::Read,
     net::{Ipv4Addr, SocketAddrV4, UdpSocket},
+    path::Path,
     time::Duration,
 };
 
+use jiff::Timestamp;
 use labshift_model::{
     MacAddr,
-    boot::{BootAnswer, BootReport, Stage},
-    manifest::{Manifest, short, trusted_keys},
+    boot::{BootAnswer, BootReport, SignedAnswer, Stage},
+    hardware::Hardware,
+    manifest::{Manifest, Stale, short, trusted_keys},
     paths,
 };
 use ureq::{Agent, http::StatusCode};
@@ -39,9 +43,43 @@ pub fn agent() -> Agent {
         .new_agent()
 }
 
-/// Asks what to boot.
-pub fn ask(agent: &Agent, server: &str, mac: MacAddr) -> Result<BootAnswer, Halt> {
-    let url = format!("{server}{}?mac={mac}", paths::BOOT_ANSWER);
+/// What the server says to the question what to boot.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Asked {
+    /// This.
+    Answer(Box<BootAnswer>),
+    /// Nobody knows the machine yet: it may be adopted. With a sentence for the screen.
+    Unknown(String),
+}
+
+/// Whom init believes: files of the initramfs, read while they are there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Trust {
+    /// Keys that may sign manifests, one in hex per line.
+    pub images: String,
+    /// Keys that may sign boot answers.
+    pub servers: String,
+    /// Manifests that were signed earlier are refused.
+    pub minimum: Option<Timestamp>,
+}
+
+impl Trust {
+    /// Reads it. What can't be read is not trusted; a minimum that can't be read is the end of time.
+    pub fn read(sysroot: &Path) -> Self {
+        let text = |path: &str| fs::read_to_string(sysroot.join(path.trim_start_matches('/')));
+        Trust {
+            images: text(paths::TRUSTED_KEYS).unwrap_or_default(),
+            servers: text(paths::SERVER_KEYS).unwrap_or_default(),
+            minimum: text(paths::MINIMUM).ok().map(|t| t.trim().parse().unwrap_or(Timestamp::MAX)),
+        }
+    }
+}
+
+/// Asks what to boot, and believes only an answer to this very question.
+pub fn ask(agent: &Agent, server: &str, mac: MacAddr, trust: &Trust) -> Result<Asked, Halt> {
+    let nonce = fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap_or_default();
+    let nonce = nonce.trim().replace('-', "");
+    let url = format!("{server}{}?mac={mac}&nonce={nonce}", paths::BOOT_ANSWER);
     let silent =
         |why: String| Halt::new(Stage::Manifest, Code::NoServer, format!("{server} did not answer: {why}"));
     let response = agent.get(&url).call().map_err(|e| silent(e.to_string()))?;
@@ -49,13 +87,24 @@ pub fn ask(agent: &Agent, server: &str, mac: MacAddr) -> Result<BootAnswer, Halt
     let mut text = String::new();
     let body = response.into_body().into_reader().take(LARGEST_ANSWER).read_to_string(&mut text);
     body.map_err(|e| silent(e.to_string()))?;
-    read_answer(status, &text)
+    if status == StatusCode::ACCEPTED {
+        return Ok(Asked::Unknown(first_line(&text)));
+    }
+    let signed = read_answer(status, &text)?;
+    let opened = signed.open(&trusted_keys(&trust.servers), &nonce);
+    opened.map(|answer| Asked::Answer(Box::new(answer))).map_err(|why| {
+        Halt::new(Stage::Manifest, Code::Answer, format!("the answer of {server} is not believed: {why}"))
+    })
+}
+
+/// What a server says in a sentence, fit for the screen.
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().chars().filter(|c| !c.is_control()).take(300).collect()
 }
 
 /// Reads the answer's status and body.
-fn read_answer(status: StatusCode, text: &str) -> Result<BootAnswer, Halt> {
-    let first: String =
-        text.lines().next().unwrap_or_default().chars().filter(|c| !c.is_control()).take(300).collect();
+fn read_answer(status: StatusCode, text: &str) -> Result<SignedAnswer, Halt> {
+    let first = first_line(text);
     if status.is_success() {
         serde_json::from_str(text).map_err(|e| {
             Halt::new(
@@ -76,23 +125,33 @@ fn read_answer(status: StatusCode, text: &str) -> Result<BootAnswer, Halt> {
     }
 }
 
-/// Verifies the answer's manifest: signature, generation, name, and the root hash of the command line when there is one.
-pub fn verify(answer: &BootAnswer, keys: &str, root_hash: Option<&str>) -> Result<Manifest, Halt> {
-    let refuse = |why: String| {
+/// Verifies the answer's manifest: signature and its time, generation, name, and the root hash of the command line when there is
+/// one.
+pub fn verify(answer: &BootAnswer, trust: &Trust, root_hash: Option<&str>) -> Result<Manifest, Halt> {
+    let halt = |code, why: String| {
         let image = format!("image {} generation {}", answer.image, short(&answer.generation));
-        Halt::new(Stage::Manifest, Code::Manifest, format!("{image}: {why}"))
+        Halt::new(Stage::Manifest, code, format!("{image}: {why}"))
     };
+    let refuse = |why| halt(Code::Manifest, why);
     let bytes = answer.manifest.as_bytes();
-    let manifest = Manifest::verify(bytes, &answer.signature, &trusted_keys(keys), Some(&answer.generation))
+    let keys = trusted_keys(&trust.images);
+    let manifest = Manifest::verify(bytes, &answer.signature, &keys, Some(&answer.generation))
         .map_err(|why| refuse(why.to_string()))?;
+    answer.signature.is_fresh(answer.now, trust.minimum).map_err(|why| match why {
+        Stale::Older { .. } => halt(Code::Version, why.to_string()),
+        Stale::Expired { .. } => halt(Code::Expired, why.to_string()),
+    })?;
     if manifest.name != answer.image {
         return Err(refuse(format!("the signed manifest is of image {}", manifest.name)));
     }
     match root_hash {
-        Some(wanted) if !wanted.eq_ignore_ascii_case(&manifest.root.root_hash) => Err(refuse(format!(
-            "the kernel command line wants root hash {wanted}, the manifest has {}",
-            manifest.root.root_hash
-        ))),
+        Some(wanted) if !wanted.eq_ignore_ascii_case(&manifest.root.root_hash) => {
+            let why = format!(
+                "the kernel command line wants root hash {wanted}, the manifest has {}",
+                manifest.root.root_hash
+            );
+            Err(halt(Code::Changed, why).that_needs_reboot())
+        }
         _ => Ok(manifest),
     }
 }
@@ -101,6 +160,16 @@ pub fn verify(answer: &BootAnswer, keys: &str, root_hash: Option<&str>) -> Resul
 pub fn report(agent: &Agent, server: &str, mac: MacAddr, attempt: Option<u64>) -> bool {
     let (report, mark) = JOURNAL.report(mac, attempt);
     let delivered = send(agent, server, &report);
+    if delivered {
+        JOURNAL.delivered(mark);
+    }
+    delivered
+}
+
+/// Tells what the machine is made of, with what the journal holds.
+pub fn report_hardware(agent: &Agent, server: &str, mac: MacAddr, hardware: Hardware) -> bool {
+    let (report, mark) = JOURNAL.report(mac, None);
+    let delivered = send(agent, server, &BootReport { hardware: Some(hardware.into()), ..report });
     if delivered {
         JOURNAL.delivered(mark);
     }
@@ -175,6 +244,7 @@ mod tests {
             services: vec![],
             modules: vec![],
             ports: vec![],
+            valid_days: None,
         };
         let bytes = manifest.to_bytes();
         BootAnswer {
@@ -183,19 +253,39 @@ mod tests {
             image: "lab".into(),
             generation: generation_of(&bytes),
             manifest: String::from_utf8(bytes).unwrap(),
-            signature: Signature { key: "11".repeat(32), ed25519: "22".repeat(64) },
+            signature: Signature {
+                key: "11".repeat(32),
+                signed: Timestamp::UNIX_EPOCH,
+                expires: None,
+                ed25519: "22".repeat(64),
+            },
             attempt: 1,
             token: "t".into(),
             now: "2026-11-23T07:40:00Z".parse().unwrap(),
+            nonce: "n".into(),
         }
     }
 
     #[test]
     fn an_unsigned_manifest_names_image_and_generation() {
         let answer = answer();
-        let halt = verify(&answer, "# no keys\n", None).unwrap_err();
+        let halt = verify(&answer, &Trust::default(), None).unwrap_err();
         assert_eq!(halt.code, Code::Manifest);
         assert!(halt.sentence.contains("image lab generation") && halt.sentence.contains("does not trust"));
+    }
+
+    #[test]
+    fn what_cant_be_read_is_not_trusted() {
+        let dir = std::env::temp_dir().join(format!("labshift-trust-{}", std::process::id()));
+        fs::create_dir_all(dir.join("etc/labshift")).unwrap();
+        assert_eq!(Trust::read(&dir), Trust::default());
+        for (text, minimum) in
+            [("2026-10-01T00:00:00Z\n", "2026-10-01T00:00:00Z".parse().unwrap()), ("x", Timestamp::MAX)]
+        {
+            fs::write(dir.join("etc/labshift/minimum"), text).unwrap();
+            assert_eq!(Trust::read(&dir).minimum, Some(minimum));
+        }
+        fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]
@@ -206,7 +296,9 @@ mod tests {
         let log: String = (0..2_000).map(|i| format!("line {i} \"quoted\"\n")).collect();
         let stages =
             vec![stage(Stage::Init, None), stage(Stage::Manifest, Some(failure)), stage(Stage::Link, None)];
-        let bytes = datagram(BootReport { mac: MacAddr([2; 6]), attempt: None, stages, log });
+        let report =
+            BootReport { mac: MacAddr([2; 6]), attempt: None, stages, crash: None, log, hardware: None };
+        let bytes = datagram(report);
         assert!(bytes.len() <= DATAGRAM && bytes.len() > DATAGRAM - 100, "{}", bytes.len());
         let report: BootReport = serde_json::from_slice(&bytes).unwrap();
         assert_eq!(report.stages.len(), 1);
@@ -217,8 +309,10 @@ mod tests {
 
     #[test]
     fn answers_and_refusals() {
-        let good = serde_json::to_string(&answer()).unwrap();
-        assert_eq!(read_answer(StatusCode::OK, &good).unwrap(), answer());
+        let answer = serde_json::to_string(&answer()).unwrap();
+        let signed = SignedAnswer { answer, key: "11".repeat(32), ed25519: "22".repeat(64) };
+        let good = serde_json::to_string(&signed).unwrap();
+        assert_eq!(read_answer(StatusCode::OK, &good).unwrap(), signed);
         let no = read_answer(StatusCode::FORBIDDEN, "ws-01 is in maintenance\nmore").unwrap_err();
         assert_eq!(no.code, Code::Refused);
         assert!(no.sentence.ends_with("ws-01 is in maintenance"));

@@ -30,7 +30,7 @@ use nix::{
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, oneshot},
 };
 
 use crate::{
@@ -38,6 +38,7 @@ use crate::{
     failure::{Code, Halt},
     handover::{self, Reporter},
     journal::JOURNAL,
+    kexec::Next,
     order::{self, Phase},
     power::End,
     process::{self, Cgroups},
@@ -64,6 +65,8 @@ pub enum Event {
     Button,
     /// The modules that the image names are loaded.
     Modules,
+    /// The next kernel is loaded, or can't be; with the way back to who asked.
+    Loaded(anyhow::Result<String>, oneshot::Sender<InitReply>),
 }
 
 /// What differs between PID 1 and a test.
@@ -83,6 +86,8 @@ pub struct Surroundings {
     pub who: (Option<String>, Option<MacAddr>),
     /// Where failures are told.
     pub reporter: Option<Reporter>,
+    /// Where the next kernel comes from.
+    pub next: Option<Next>,
     /// Arms Wake-on-LAN on a port and names the ports that were armed.
     pub arm: fn(&Path, &str) -> anyhow::Result<Vec<String>>,
 }
@@ -95,6 +100,8 @@ struct State {
     restarts: u32,
     in_a_row: u32,
     last_exit: Option<String>,
+    /// Times that the kernel had ended something of it for want of memory, before this run.
+    out_of_memory: u64,
     /// Waits for the ready path of the run under way.
     watch: Option<tokio::task::JoinHandle<()>>,
 }
@@ -122,6 +129,7 @@ impl Supervisor {
             restarts: 0,
             in_a_row: 0,
             last_exit: None,
+            out_of_memory: 0,
             watch: None,
         };
         let (events, inbox) = mpsc::unbounded_channel();
@@ -161,11 +169,7 @@ impl Supervisor {
             let end = tokio::select! {
                 _ = children.recv() => { self.reap(); None }
                 Some(event) = self.inbox.recv() => self.take(event),
-                Some((request, reply)) = requests.recv() => {
-                    let (answer, end) = self.answer(request);
-                    let _ = reply.send(answer);
-                    end
-                }
+                Some((request, reply)) = requests.recv() => self.answer(request, reply),
             };
             if let Some(end) = end {
                 // Lets the reply leave before the asker is stopped.
@@ -185,6 +189,15 @@ impl Supervisor {
             }
             Event::Ready(..) | Event::StartAgain(_) => {}
             Event::Modules => self.modules = true,
+            Event::Loaded(Ok(what), reply) => {
+                JOURNAL.say("power", &format!("{what} is loaded"));
+                let _ = reply.send(InitReply::Ok);
+                return Some(End::Kexec);
+            }
+            Event::Loaded(Err(why), reply) => {
+                JOURNAL.say("power", &format!("the next kernel is not loaded: {why:#}"));
+                let _ = reply.send(InitReply::Failed { reason: format!("{why:#}") });
+            }
             Event::Button => {
                 JOURNAL.say("power", "the power button was pressed");
                 let wake = self.surroundings.wake.as_deref();
@@ -198,8 +211,8 @@ impl Supervisor {
         None
     }
 
-    fn answer(&self, request: InitRequest) -> (InitReply, Option<End>) {
-        match request {
+    fn answer(&self, request: InitRequest, reply: oneshot::Sender<InitReply>) -> Option<End> {
+        let (answer, end) = match request {
             InitRequest::PowerOff { interface } => {
                 match (self.surroundings.arm)(&self.surroundings.sysroot, &interface) {
                     Ok(wake) => (InitReply::Ok, Some(End::PowerOff { wake })),
@@ -207,9 +220,27 @@ impl Supervisor {
                 }
             }
             InitRequest::Reboot => (InitReply::Ok, Some(End::Reboot)),
+            InitRequest::Kexec => {
+                self.load_next(reply);
+                return None;
+            }
             InitRequest::Services => (InitReply::Services { services: self.statuses() }, None),
             InitRequest::Log { lines } => (InitReply::Log { lines: JOURNAL.tail(lines) }, None),
-        }
+        };
+        let _ = reply.send(answer);
+        end
+    }
+
+    /// Loads the next kernel while everything goes on. Nothing is stopped before it is there.
+    fn load_next(&self, reply: oneshot::Sender<InitReply>) {
+        let (next, events) = (self.surroundings.next.clone(), self.events.clone());
+        tokio::task::spawn_blocking(move || {
+            let loaded = match next {
+                Some(next) => next.load(),
+                None => Err(anyhow::anyhow!("a guest has no boot server to ask")),
+            };
+            let _ = events.send(Event::Loaded(loaded, reply));
+        });
     }
 
     fn statuses(&self) -> Vec<ServiceStatus> {
@@ -348,7 +379,14 @@ impl Supervisor {
         }
     }
 
-    fn ended(&mut self, i: usize, pid: u32, (success, words): (bool, String)) {
+    fn ended(&mut self, i: usize, pid: u32, (success, mut words): (bool, String)) {
+        let times = self.surroundings.cgroups.out_of_memory(&self.services[i].name);
+        if std::mem::replace(&mut self.states[i].out_of_memory, times) < times {
+            words += &match self.services[i].limits.memory_mib {
+                Some(limit) => format!(": it needed more than its {limit} MiB of memory"),
+                None => ": the machine had no memory left".to_owned(),
+            };
+        }
         JOURNAL.say("service", &format!("{} {words}", self.services[i].name));
         self.states[i].last_exit = Some(words);
         if !self.stopping {

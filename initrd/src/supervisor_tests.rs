@@ -37,6 +37,7 @@ fn shell(name: &str, script: &str, after: &[&str], restart: Restart, ready: Opti
         user: None,
         ready: ready.map(Into::into),
         tty: None,
+        limits: Default::default(),
     }
 }
 
@@ -49,6 +50,7 @@ fn surroundings(scratch: &Scratch, arm: fn(&Path, &str) -> anyhow::Result<Vec<St
         wake: None,
         who: (None, None),
         reporter: None,
+        next: None,
         arm,
     }
 }

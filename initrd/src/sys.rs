@@ -7,7 +7,7 @@ use std::{
     fs::{File, OpenOptions},
     io,
     os::{
-        fd::{AsRawFd, OwnedFd, RawFd},
+        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
         unix::process::CommandExt,
     },
     path::{Path, PathBuf},
@@ -186,6 +186,41 @@ impl MappingRequest {
         ioctl(control.as_raw_fd(), request, self.0.as_mut_ptr().cast())?;
         Ok(self.0[5]) // dev, at byte 40
     }
+}
+
+/// A file that exists in memory only.
+pub fn memory_file() -> io::Result<File> {
+    // SAFETY: a constant name; the descriptor that comes back is owned by nobody else.
+    unsafe {
+        let descriptor = Errno::result(libc::memfd_create(c"labshift".as_ptr(), libc::MFD_CLOEXEC))?;
+        Ok(File::from_raw_fd(descriptor))
+    }
+}
+
+/// Loads a kernel to be started by [`start_loaded_kernel`] (`kexec_file_load(2)`).
+pub fn load_kernel(kernel: &File, initrd: &File, command_line: &str) -> io::Result<()> {
+    let text = std::ffi::CString::new(command_line)?;
+    let length = text.as_bytes_with_nul().len();
+    // SAFETY: open descriptors, and a NUL-terminated text with its length; the kernel copies all of it.
+    let loaded = unsafe {
+        libc::syscall(
+            libc::SYS_kexec_file_load,
+            kernel.as_raw_fd(),
+            initrd.as_raw_fd(),
+            length,
+            text.as_ptr(),
+            0_u64,
+        )
+    };
+    Errno::result(loaded)?;
+    Ok(())
+}
+
+/// Starts the loaded kernel. Comes back only with the reason why not.
+pub fn start_loaded_kernel() -> Errno {
+    // SAFETY: a plain system call.
+    unsafe { libc::reboot(libc::LINUX_REBOOT_CMD_KEXEC) };
+    Errno::last()
 }
 
 /// What a port says about Wake-on-LAN.

@@ -7,8 +7,8 @@
 //!    +------------------------------------------+-------------------> off (not armed: no standby power was kept)
 //! ```
 //!
-//! A fresh machine is armed, as machines come from the factory. What the guest left is read from the network card itself: the
-//! magic-packet bit of the 82574's wake-up filter control register (WUFC, offset 0x5808).
+//! A fresh machine is armed, as machines come from the factory. What the guest left is read from the network card itself
+//! ([`wake::is_armed`]).
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -390,7 +390,7 @@ impl Workstation {
     /// The guest has powered off: the mainboard looks what the card was left with.
     fn power_off(&self) {
         let Some(qmp) = self.qmp() else { return };
-        let armed = wake_armed(&qmp);
+        let armed = wake::is_armed(&qmp);
         let mut state = self.lock();
         let Some(mut machine) = state.machine.take() else { return };
         drop(machine.child.kill());
@@ -490,39 +490,9 @@ fn accept_or_exit(listener: &UnixListener, child: &mut Child) -> io::Result<Unix
     }
 }
 
-/// Reads WUFC of the e1000e through QEMU's monitor: bit 1 is the magic packet.
-fn wake_armed(qmp: &Qmp) -> Result<bool, String> {
-    let devices = qmp.monitor("info pci").map_err(|e| e.to_string())?;
-    let bar = network_bar(&devices).ok_or("no network card with a memory range")?;
-    let text = qmp.monitor(&format!("xp /1wx 0x{:x}", bar + 0x5808)).map_err(|e| e.to_string())?;
-    let value = text.split(':').nth(1).map(str::trim).and_then(|v| v.strip_prefix("0x"));
-    let value =
-        value.and_then(|v| u32::from_str_radix(v, 16).ok()).ok_or(format!("unexpected answer {text:?}"))?;
-    if value == u32::MAX {
-        return Err("its registers can't be reached".into());
-    }
-    Ok(value & 0b10 != 0)
-}
-
-/// The first memory range of the 82574 in `info pci`'s text.
-fn network_bar(devices: &str) -> Option<u64> {
-    let card = devices.split("  Bus ").find(|d| d.contains("8086:10d3"))?;
-    let range = card.split("BAR0: 32 bit memory at 0x").nth(1)?;
-    let digits: String = range.chars().take_while(char::is_ascii_hexdigit).collect();
-    u64::from_str_radix(&digits, 16).ok().filter(|b| *b != 0xffff_ffff)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn finds_the_card_among_others() {
-        let text = "  Bus  0, device   1, function 0:\r\n    Class 0768: PCI device 1af4:1050\r\n      BAR0: 64 bit prefetchable memory at 0x380000000000 [0x1].\r\n  \
-                    Bus  0, device   3, function 0:\r\n    Ethernet controller: PCI device 8086:10d3\r\n      IRQ 11, pin A\r\n      BAR0: 32 bit memory at 0xfeb80000 [0xfeb9ffff].\r\n";
-        assert_eq!(network_bar(text), Some(0xfeb8_0000));
-        assert_eq!(network_bar("nothing"), None);
-    }
 
     #[test]
     fn frames_have_qemus_framing() {

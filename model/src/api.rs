@@ -11,6 +11,8 @@
 //! | `POST /v1/nodes/NAME/mode` | [`ModeRequest`] → [`Done`] |
 //! | `POST /v1/nodes/NAME/reboot` | [`RebootRequest`] → [`Done`] |
 //! | `POST /v1/nodes/NAME/fence` | [`FenceRequest`] → [`Done`] |
+//! | `POST /v1/nodes/NAME/adopt` | [`AdoptRequest`] → [`Done`] |
+//! | `POST /v1/nodes/NAME/forget` | → [`Done`] |
 //! | `POST /v1/lab/clock` | [`ClockRequest`] → [`Done`] |
 //!
 //! Everything needs `Authorization: Bearer` with the admin's token. A refusal is a [`Problem`] with a fitting
@@ -25,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     boot::{Failure, Stage},
     guest::{GuestStatus, SavedState},
+    hardware::Hardware,
     mac::MacAddr,
     node::{CompletedTransition, CudaDevice, Facts, Mode, ModeFrom, Transition},
 };
@@ -117,8 +120,26 @@ pub struct FleetStatus {
     pub guests: Vec<GuestView>,
     /// Images that rooms and templates name.
     pub images: Vec<ImageView>,
+    /// Machines that nobody knows and that wait to be adopted, by first sight.
+    #[serde(default)]
+    pub strangers: Vec<Stranger>,
     /// What an admin should look at.
     pub troubles: Vec<String>,
+}
+
+/// A machine that nobody knows, as it describes itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stranger {
+    /// Hardware address of the port it booted from.
+    pub mac: MacAddr,
+    /// The address it has now.
+    pub address: Option<Ipv4Addr>,
+    /// First word from it, by the machine's own clock.
+    pub first_seen_real: Timestamp,
+    /// Last word from it.
+    pub last_seen_real: Timestamp,
+    /// What it is made of.
+    pub hardware: Hardware,
 }
 
 /// One room.
@@ -173,6 +194,9 @@ pub struct NodeView {
     pub idle_seconds: Option<u64>,
     /// What it complains about.
     pub trouble: Option<String>,
+    /// Adopted by a command: the site file does not name it.
+    #[serde(default)]
+    pub adopted: bool,
     /// What the machine has, once it has said so.
     pub facts: Option<Facts>,
     /// Image name.
@@ -459,6 +483,8 @@ pub struct ModeRequest {
 pub struct RebootRequest {
     /// Why; shown by `explain`.
     pub cause: String,
+    /// Straight into the kernel of the generation that it shall run, without the firmware's start-up.
+    pub kexec: bool,
 }
 
 /// Declares that a lost node has no power, so that its guests may be resumed elsewhere.
@@ -467,6 +493,19 @@ pub struct RebootRequest {
 pub struct FenceRequest {
     /// How it is known.
     pub cause: String,
+}
+
+/// Makes a machine known under a name that is free; it goes on to boot its room's image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdoptRequest {
+    /// Hardware address of the port it boots from.
+    pub mac: MacAddr,
+    /// The room it stands in.
+    pub room: String,
+    /// The address it always gets; the first free one outside the pool when absent.
+    #[serde(default)]
+    pub address: Option<Ipv4Addr>,
 }
 
 /// Moves a manual clock forward.

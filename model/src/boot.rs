@@ -5,10 +5,15 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use ed25519_dalek::{Signer, SigningKey, VerifyingKey};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{mac::MacAddr, manifest::Signature};
+use crate::{
+    hardware::Hardware,
+    mac::MacAddr,
+    manifest::{Refused, Signature, is_signed, public},
+};
 
 /// Who a hardware address belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,15 +55,32 @@ pub enum BootChoice {
     Refuse(String),
 }
 
+/// Why a node's init gets no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NoAnswer {
+    /// It may not boot; the sentence goes to its screen.
+    Refused(String),
+    /// Nobody knows it: it shall say what it is made of, and ask again until it is adopted.
+    Unknown(String),
+}
+
+impl NoAnswer {
+    /// The sentence.
+    pub fn sentence(&self) -> &str {
+        match self {
+            NoAnswer::Refused(sentence) | NoAnswer::Unknown(sentence) => sentence,
+        }
+    }
+}
+
 /// Answers who a machine is and what it boots. Called from the packet path: answers come from memory.
 pub trait Directory: Send + Sync {
-    /// Who owns this hardware address; `None` for a stranger.
+    /// Who owns this hardware address; `None` for a stranger. What a stranger boots, [`Directory::boot`] says all the same.
     fn machine(&self, mac: MacAddr) -> Option<Machine>;
     /// What it boots now.
     fn boot(&self, mac: MacAddr) -> BootChoice;
-    /// The answer for the node's own init: opens a session with a fresh token. `Err` is a sentence for the
-    /// node's screen.
-    fn answer(&self, mac: MacAddr, from: IpAddr) -> Result<BootAnswer, String>;
+    /// The answer for the node's own init, which asks with a number of its own: opens a session with a fresh token.
+    fn answer(&self, mac: MacAddr, nonce: &str, from: IpAddr) -> Result<SignedAnswer, NoAnswer>;
 }
 
 /// Hears what the boot plane saw.
@@ -165,6 +187,72 @@ pub struct BootAnswer {
     pub token: String,
     /// The server's clock.
     pub now: Timestamp,
+    /// The number that the machine asked with: an answer that was recorded earlier has another.
+    pub nonce: String,
+}
+
+/// A boot answer as it travels. The server signs it with a key of its own, which the initramfs knows: name, generation, token and
+/// above all the time come from the right server and were said just now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignedAnswer {
+    /// A [`BootAnswer`] as JSON: these very bytes are signed.
+    pub answer: String,
+    /// The server's public key, lower-case hex.
+    pub key: String,
+    /// 64 bytes, lower-case hex.
+    pub ed25519: String,
+}
+
+/// Why a boot answer is not believed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Disbelieved {
+    /// Signed by somebody else.
+    #[error("it is signed by key {0}, which is none of this image's server")]
+    UnknownKey(String),
+    /// Changed on its way.
+    #[error("its signature does not match its content")]
+    BadSignature,
+    /// Given to another question.
+    #[error("it was given to an earlier question: somebody plays a recorded answer back")]
+    Recorded,
+    /// Another version's.
+    #[error("it is not readable: {0}")]
+    Unreadable(String),
+}
+
+/// Longest number that a machine may ask with.
+pub const LONGEST_NONCE: usize = 64;
+
+/// Whether a machine may ask with this: letters and digits.
+pub fn is_nonce(text: &str) -> bool {
+    text.len() <= LONGEST_NONCE && text.bytes().all(|b| b.is_ascii_alphanumeric())
+}
+
+impl SignedAnswer {
+    /// Signs an answer.
+    pub fn sign(answer: &BootAnswer, key: &SigningKey) -> Self {
+        let answer = serde_json::to_string(answer).unwrap_or_default();
+        let ed25519 = hex::encode(key.sign(&Self::statement(&answer)).to_bytes());
+        SignedAnswer { answer, key: public(key), ed25519 }
+    }
+
+    fn statement(answer: &str) -> Vec<u8> {
+        [b"labshift answer\n", answer.as_bytes()].concat()
+    }
+
+    /// The answer, if one of the trusted keys gave it to this number.
+    pub fn open(&self, trusted: &[VerifyingKey], nonce: &str) -> Result<BootAnswer, Disbelieved> {
+        is_signed(&Self::statement(&self.answer), (&self.key, &self.ed25519), trusted).map_err(|why| {
+            match why {
+                Refused::UnknownKey(key) => Disbelieved::UnknownKey(key),
+                _ => Disbelieved::BadSignature,
+            }
+        })?;
+        let answer: BootAnswer =
+            serde_json::from_str(&self.answer).map_err(|e| Disbelieved::Unreadable(e.to_string()))?;
+        if answer.nonce == nonce { Ok(answer) } else { Err(Disbelieved::Recorded) }
+    }
 }
 
 /// Stages of a boot, in order. Each ends once; `explain` and the timeline print them.
@@ -238,7 +326,13 @@ pub struct BootReport {
     pub attempt: Option<u64>,
     /// Stages since the last report.
     pub stages: Vec<StageEvent>,
+    /// How the machine's last run ended, if its kernel stopped; until a report with it was taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crash: Option<String>,
     /// Log lines since the last report, the newest last; at most 64 KiB.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub log: String,
+    /// What the machine is made of: told by one that waits to be adopted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hardware: Option<Box<Hardware>>,
 }

@@ -70,6 +70,8 @@ pub enum InitRequest {
     },
     /// The same, but reboot.
     Reboot,
+    /// The same, into the generation that the server wants, without the firmware's start-up. Answered when its kernel is loaded.
+    Kexec,
     /// What the supervisor knows of each service.
     Services,
     /// The last lines of the log.

@@ -22,6 +22,7 @@ pub mod boot;
 pub mod context;
 pub mod fault;
 pub mod guest;
+pub mod hardware;
 pub mod mac;
 pub mod manifest;
 pub mod node;

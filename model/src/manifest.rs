@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use ed25519_dalek::{Signature as Ed25519, Signer, SigningKey, Verifier, VerifyingKey};
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -76,16 +77,80 @@ pub struct Manifest {
     /// TCP ports that the recipe lets the node listen on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<u16>,
+    /// Days for which one signature of it is good; for ever when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid_days: Option<u32>,
 }
 
-/// A detached Ed25519 signature over the manifest's exact bytes.
+/// A detached Ed25519 signature: over the manifest's generation and the two times. The times stand here and not in the manifest:
+/// an image that is built again has the same bytes, and is signed anew when it is published again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Signature {
     /// Public key, lower-case hex: says which of the trusted keys to try, proves nothing by itself.
     pub key: String,
+    /// When it was signed. A machine refuses what was signed before the minimum that its initramfs names.
+    pub signed: Timestamp,
+    /// From when on it is no longer good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<Timestamp>,
     /// 64 bytes, lower-case hex.
     pub ed25519: String,
+}
+
+/// Why a good signature does not count any more: somebody plays an old image back.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Stale {
+    /// Signed before the minimum.
+    #[error("it was signed at {signed}; this machine takes only what was signed at {minimum} or later")]
+    Older {
+        /// When it was signed.
+        signed: Timestamp,
+        /// The minimum.
+        minimum: Timestamp,
+    },
+    /// Its time is over.
+    #[error("its signature was good until {expires}, now it is {now}")]
+    Expired {
+        /// Its end.
+        expires: Timestamp,
+        /// The time now.
+        now: Timestamp,
+    },
+}
+
+impl Signature {
+    /// Whether it still counts.
+    pub fn is_fresh(&self, now: Timestamp, minimum: Option<Timestamp>) -> Result<(), Stale> {
+        if let Some(minimum) = minimum.filter(|minimum| self.signed < *minimum) {
+            return Err(Stale::Older { signed: self.signed, minimum });
+        }
+        match self.expires.filter(|expires| now >= *expires) {
+            Some(expires) => Err(Stale::Expired { expires, now }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What is signed for a manifest.
+fn statement(manifest: &[u8], signed: Timestamp, expires: Option<Timestamp>) -> String {
+    let end = expires.map_or_else(|| "never".to_owned(), |t| t.to_string());
+    format!("labshift manifest\n{}\n{signed}\n{end}\n", generation_of(manifest))
+}
+
+/// Whether one of the trusted keys signed a text. Used for manifests and for boot answers.
+pub(crate) fn is_signed(
+    text: &[u8],
+    (key, ed25519): (&str, &str),
+    trusted: &[VerifyingKey],
+) -> Result<(), Refused> {
+    let key = trusted
+        .iter()
+        .find(|k| hex::encode(k.as_bytes()) == key)
+        .ok_or_else(|| Refused::UnknownKey(key.chars().take(64).collect()))?;
+    let raw: [u8; 64] =
+        hex::decode(ed25519).ok().and_then(|v| v.try_into().ok()).ok_or(Refused::BadSignature)?;
+    key.verify(text, &Ed25519::from_bytes(&raw)).map_err(|_| Refused::BadSignature)
 }
 
 /// Why a manifest was refused.
@@ -141,15 +206,8 @@ impl Manifest {
         trusted: &[VerifyingKey],
         generation: Option<&str>,
     ) -> Result<Self, Refused> {
-        let key = trusted
-            .iter()
-            .find(|k| hex::encode(k.as_bytes()) == signature.key)
-            .ok_or_else(|| Refused::UnknownKey(signature.key.chars().take(64).collect()))?;
-        let raw: [u8; 64] = hex::decode(&signature.ed25519)
-            .ok()
-            .and_then(|v| v.try_into().ok())
-            .ok_or(Refused::BadSignature)?;
-        key.verify(bytes, &Ed25519::from_bytes(&raw)).map_err(|_| Refused::BadSignature)?;
+        let statement = statement(bytes, signature.signed, signature.expires);
+        is_signed(statement.as_bytes(), (&signature.key, &signature.ed25519), trusted)?;
         let found = generation_of(bytes);
         if let Some(wanted) = generation.filter(|g| *g != found) {
             return Err(Refused::WrongGeneration { wanted: wanted.to_owned(), found });
@@ -168,12 +226,23 @@ pub fn short(generation: &str) -> &str {
     generation.get(..12).unwrap_or(generation)
 }
 
-/// Signs manifest bytes.
-pub fn sign(bytes: &[u8], key: &SigningKey) -> Signature {
+/// Signs manifest bytes, at a time given in whole seconds, for so many days.
+pub fn sign(bytes: &[u8], key: &SigningKey, now: Timestamp, valid_days: Option<u32>) -> Signature {
+    let signed = Timestamp::from_second(now.as_second()).unwrap_or(now);
+    let expires = valid_days.map(|days| {
+        signed.checked_add(SignedDuration::from_hours(i64::from(days) * 24)).unwrap_or(Timestamp::MAX)
+    });
     Signature {
-        key: hex::encode(key.verifying_key().as_bytes()),
-        ed25519: hex::encode(key.sign(bytes).to_bytes()),
+        key: public(key),
+        ed25519: hex::encode(key.sign(statement(bytes, signed, expires).as_bytes()).to_bytes()),
+        signed,
+        expires,
     }
+}
+
+/// The public half of a key, as a line of a trusted-keys file has it.
+pub fn public(key: &SigningKey) -> String {
+    hex::encode(key.verifying_key().as_bytes())
 }
 
 /// Reads a trusted-keys file: one key in hex per line, `#` starts a comment. Lines that are no key are skipped:
@@ -192,6 +261,30 @@ pub fn trusted_keys(text: &str) -> Vec<VerifyingKey> {
 mod tests {
     use super::*;
 
+    const NOW: Timestamp = Timestamp::constant(1_790_000_000, 5);
+
+    #[test]
+    fn a_signature_has_its_time_and_nobody_moves_it() {
+        let key = SigningKey::from_bytes(&[7; 32]);
+        let bytes = manifest().to_bytes();
+        let signature = sign(&bytes, &key, NOW, Some(10));
+        let (day, expires) = (SignedDuration::from_hours(24), signature.expires.unwrap());
+        assert_eq!((signature.signed.as_second(), expires), (NOW.as_second(), signature.signed + day * 10));
+        assert_eq!(signature.is_fresh(expires - day, Some(signature.signed)), Ok(()));
+        assert!(matches!(signature.is_fresh(expires, None), Err(Stale::Expired { .. })));
+        assert!(matches!(signature.is_fresh(NOW, Some(NOW)), Err(Stale::Older { .. })));
+        let trusted = [key.verifying_key()];
+        for moved in [
+            Signature { expires: None, ..signature.clone() },
+            Signature { expires: Some(expires + day), ..signature.clone() },
+            Signature { signed: signature.signed + day, ..signature.clone() },
+        ] {
+            assert_eq!(Manifest::verify(&bytes, &moved, &trusted, None), Err(Refused::BadSignature));
+        }
+        assert_eq!(sign(&bytes, &key, NOW, None).is_fresh(Timestamp::MAX, None), Ok(()));
+        assert_eq!(sign(&bytes, &key, NOW, Some(u32::MAX)).expires, Some(Timestamp::MAX));
+    }
+
     fn manifest() -> Manifest {
         Manifest {
             schema: SCHEMA,
@@ -206,6 +299,7 @@ mod tests {
             services: vec![],
             modules: vec![],
             ports: vec![],
+            valid_days: None,
         }
     }
 
@@ -213,7 +307,7 @@ mod tests {
     fn accepts_only_what_a_trusted_key_signed() {
         let key = SigningKey::from_bytes(&[7; 32]);
         let bytes = manifest().to_bytes();
-        let signature = sign(&bytes, &key);
+        let signature = sign(&bytes, &key, NOW, Some(10));
         let trusted = trusted_keys(&format!("# lab key\n{}\n", signature.key));
         assert_eq!(
             Manifest::verify(&bytes, &signature, &trusted, Some(&generation_of(&bytes))),

@@ -82,6 +82,9 @@ pub enum ToNode {
         attempt: u64,
         /// Why.
         cause: String,
+        /// Without the firmware's start-up.
+        #[serde(default)]
+        kexec: bool,
     },
 }
 

@@ -3,7 +3,7 @@
 /// HTTP port of the server when nothing else is said.
 pub const HTTP_PORT: u16 = 8080;
 
-/// `GET ?mac=..&uuid=..` → [`crate::boot::BootAnswer`].
+/// `GET ?mac=..&nonce=..` → [`crate::boot::SignedAnswer`].
 pub const BOOT_ANSWER: &str = "/v1/boot/answer";
 /// `POST` a [`crate::boot::BootReport`]. When HTTP fails, init sends a short one as a single datagram to the same port of UDP.
 pub const BOOT_REPORT: &str = "/v1/boot/report";
@@ -33,6 +33,12 @@ pub const ROOT: &str = "root.erofs";
 
 /// Where init looks for the public keys that may sign a manifest: one `ed25519` key in hex per line.
 pub const TRUSTED_KEYS: &str = "/etc/labshift/trusted-keys";
+/// Where init looks for the public keys that may sign a boot answer: those of the servers.
+pub const SERVER_KEYS: &str = "/etc/labshift/server-keys";
+/// The time, as text, before which no manifest may be signed that init boots.
+pub const MINIMUM: &str = "/etc/labshift/minimum";
+/// Key of the servers inside a store, a seed in hex; made by the builder or by a server, whoever comes first.
+pub const SERVER_KEY: &str = "keys/server.key";
 /// [`crate::context::NodeContext`] as JSON, written by init for the runtime.
 pub const NODE_CONTEXT: &str = "/run/labshift/node.json";
 /// Unix socket on which init takes requests ([`crate::context::InitRequest`], one JSON line each).

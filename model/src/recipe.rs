@@ -4,12 +4,13 @@
 //! ([`Recipe::extends`]): whoever reads files loads that one too and joins them with [`Recipe::over`]. Then
 //! [`Recipe::image`] says whether the whole can be built.
 
+use jiff::{Timestamp, civil, tz::TimeZone};
 use toml::Spanned;
 
 use crate::{
     fault::{Faults, Section, Source},
     manifest::ImageKind,
-    service::{MODULES, Restart, Service},
+    service::{Limits, MODULES, Restart, Service},
 };
 
 /// One recipe file, or several joined by [`Recipe::over`].
@@ -59,6 +60,10 @@ pub struct Recipe {
     pub ports: Vec<u16>,
     /// Host name until the server gives one.
     pub hostname: Option<String>,
+    /// Days for which a signature of the image is good; for ever when absent.
+    pub valid_days: Option<u32>,
+    /// Machines that boot this image refuse images that were signed before.
+    pub minimum: Option<Timestamp>,
     /// Who signs the kernel image for Secure Boot.
     pub secure_boot: Option<SecureBoot>,
 }
@@ -181,6 +186,8 @@ impl Recipe {
             ports: joined(base.ports, self.ports),
             hostname: self.hostname.or(base.hostname),
             secure_boot: self.secure_boot.or(base.secure_boot),
+            valid_days: self.valid_days.or(base.valid_days),
+            minimum: self.minimum.max(base.minimum),
         }
     }
 
@@ -270,6 +277,11 @@ fn read(source: &Source<'_>) -> Recipe {
         ports: ports(source, &root),
         hostname: root.string("hostname").and_then(|h| checked(source, h, "a host name", is_name)),
         secure_boot,
+        valid_days: root.integer("valid_days", 1..=36_500).and_then(|days| u32::try_from(days).ok()),
+        minimum: root
+            .string("minimum")
+            .and_then(|m| checked(source, m, "a date like 2026-10-01", |m| day(m).is_some()))
+            .and_then(|m| day(&m)),
     };
     twice(source, &root);
     root.close();
@@ -324,6 +336,12 @@ fn is_name(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
         && text.len() <= 63
         && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.".contains(c))
+}
+
+/// The beginning of a day, in UTC.
+fn day(text: &str) -> Option<Timestamp> {
+    let date: civil::Date = text.parse().ok()?;
+    date.to_zoned(TimeZone::UTC).ok().map(|zoned| zoned.timestamp())
 }
 
 fn is_package(text: &str) -> bool {
@@ -487,6 +505,7 @@ fn service(source: &Source<'_>, section: Section<'_, '_>) -> Option<Service> {
             }
         },
     };
+    let number = |key, range| section.integer(key, range).and_then(|n| u32::try_from(n).ok());
     let service = Service {
         name: name.unwrap_or_default(),
         exec: exec.into_iter().map(|e| (*e.get_ref()).to_owned()).collect(),
@@ -498,6 +517,11 @@ fn service(source: &Source<'_>, section: Section<'_, '_>) -> Option<Service> {
         user: section.string("user").and_then(|u| checked(source, u, "a user name", is_account)),
         ready: section.string("ready").and_then(|r| checked(source, r, "an absolute path", is_absolute)),
         tty: section.string("tty").and_then(|t| checked(source, t, "an absolute path", is_absolute)),
+        limits: Limits {
+            memory_mib: number("memory_mib", 4..=16_777_216),
+            cpu_weight: number("cpu_weight", 1..=10_000),
+            processes: number("processes", 1..=1_000_000),
+        },
     };
     section.close();
     (!service.name.is_empty()).then_some(service)

@@ -100,6 +100,18 @@ pub const TABLES: &[Table] = &[
             ),
             key("ports", "list of strings", "none", "TCP ports that the node may listen on."),
             key("hostname", "name", "the image's name", "Host name until the server gives one."),
+            key(
+                "valid_days",
+                "1 to 36500",
+                "for ever",
+                "Days for which one signature of the image is good. Building or publishing it again signs it anew.",
+            ),
+            key(
+                "minimum",
+                "date, such as `2026-10-01`",
+                "none",
+                "Machines that boot this image refuse images that were signed before this day (UTC): write it after a hole was closed.",
+            ),
         ],
     },
     Table {
@@ -202,6 +214,24 @@ pub const TABLES: &[Table] = &[
             key("user", "name", "root", "Who it runs as."),
             key("ready", "absolute path", "ready at once", "It is ready when this path exists."),
             key("tty", "absolute path", "none", "Terminal that becomes its own."),
+            key(
+                "memory_mib",
+                "4 to 16777216",
+                "no limit",
+                "MiB of memory for it and all that it starts; above that the kernel ends them together, and the log says so.",
+            ),
+            key(
+                "cpu_weight",
+                "1 to 10000",
+                "100",
+                "Its share of the processors while others want them, too; guests have 100 each.",
+            ),
+            key(
+                "processes",
+                "1 to 1000000",
+                "no limit",
+                "Processes and threads that it may have at one time.",
+            ),
         ],
     },
 ];
@@ -244,6 +274,7 @@ mod tests {
             ".boolean(\"",
             ".section(\"",
             ".sections(\"",
+            " number(\"",
         ] {
             let found =
                 source.match_indices(method).filter_map(|(i, m)| source[i + m.len()..].split('"').next());

@@ -39,15 +39,21 @@
 //! [`Site::parse`] reports every mistake of the file at once, each with its line and column. What the times mean
 //! on a given day is decided in `plan::schedule`.
 
+mod adopt;
 mod calendar;
+mod network;
 mod read;
 
 use std::net::Ipv4Addr;
 
 use jiff::tz::TimeZone;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-pub use self::calendar::{DateSpan, Days, Hours, Schedule, Session, Window};
+pub use self::{
+    calendar::{DateSpan, Days, Hours, Schedule, Session, Window},
+    network::{Dhcp, Interface, Link, Relayed, Subnet, Way},
+};
 use crate::{fault::Faults, guest::Role, mac::MacAddr};
 
 /// Everything the site file says, checked.
@@ -60,6 +66,12 @@ pub struct Site {
     pub timezone: TimeZone,
     /// `[server]`: addresses of the lab's network.
     pub server: Server,
+    /// `[[interface]]`: further network cards of this server, each with a lab's network.
+    pub interfaces: Vec<Interface>,
+    /// `[[relayed]]`: networks that DHCP relays join with this server.
+    pub relayed: Vec<Relayed>,
+    /// `[unknown]`: what becomes of machines that are in no `[[machine]]`.
+    pub unknown: Unknown,
     /// `[power]`: how many machines may be woken at once.
     pub power: Power,
     /// `[[room]]`, in file order.
@@ -91,6 +103,29 @@ pub struct Server {
     /// `lease = "1h"`: how long an address is lent, from `1m` to `720h`, in seconds. A node that could not renew its
     /// lease for so long is taken for dead, and its guests may be resumed elsewhere.
     pub lease_seconds: u32,
+}
+
+/// `[unknown]`: what a machine gets that nobody knows and that asks for something to boot.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Unknown {
+    /// `policy = "ignore"`: an address from the pool, and nothing to boot.
+    #[default]
+    Ignore,
+    /// `policy = "discover"` with `image`: it boots the image's kernel and init, reports its hardware, and waits until an admin
+    /// adopts it (`labshift node adopt`).
+    Discover(String),
+    /// `policy = "boot"` with `image`: it boots this image, as a machine of no room that keeps no schedule.
+    Boot(String),
+}
+
+impl Unknown {
+    /// The image that strangers boot.
+    pub fn image(&self) -> Option<&str> {
+        match self {
+            Unknown::Ignore => None,
+            Unknown::Discover(image) | Unknown::Boot(image) => Some(image),
+        }
+    }
 }
 
 /// `[power]`: limits against inrush current and boot storms.
@@ -127,7 +162,7 @@ pub struct Room {
 }
 
 /// `[[machine]]`: one workstation.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Workstation {
     /// `name`: its host name; unique.
     pub name: String,
@@ -135,7 +170,7 @@ pub struct Workstation {
     pub room: String,
     /// `mac`: hardware address of the port it boots from; unique.
     pub mac: MacAddr,
-    /// `address`: the address it always gets; unique, inside the subnet, outside the pool.
+    /// `address`: the address it always gets; unique, inside one of the site's networks, outside its pool.
     pub address: Ipv4Addr,
 }
 

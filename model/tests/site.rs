@@ -36,6 +36,43 @@ const BROKEN: &[(&str, &str, &str)] = &[
         "role = \"work\"",
         "\"role\" must be \"desktop\" or \"batch\", but this is \"work\"",
     ),
+    (
+        "[power]",
+        "[unknown]\npolicy = \"adopt\"\n[power]",
+        "\"policy\" must be \"ignore\", \"discover\" or \"boot\", but this is \"adopt\"",
+    ),
+    ("[power]", "[unknown]\npolicy = \"discover\"\n[power]", "\"image\" is missing"),
+    ("[power]", "[unknown]\nimage = \"lab\"\n[power]", "\"policy\" is missing"),
+    (
+        "[power]",
+        "[[interface]]\nname = \"eth 2\"\naddress = \"10.78.0.1/24\"\n[power]",
+        "\"eth 2\" is no name of an interface",
+    ),
+    (
+        "[power]",
+        "[[interface]]\nname = \"eth2\"\ndhcp = \"on\"\naddress = \"10.78.0.1/24\"\n[power]",
+        "\"dhcp\" must be \"authoritative\", \"proxy\" or \"off\", but this is \"on\"",
+    ),
+    (
+        "[power]",
+        "[[interface]]\nname = \"eth2\"\naddress = \"10.77.0.9/28\"\n[power]",
+        "the networks 10.77.0.1/24 and 10.77.0.9/28 overlap",
+    ),
+    (
+        "[power]",
+        "[[relayed]]\nsubnet = \"10.79.0.0/24\"\npool = \"10.80.0.1-10.80.0.9\"\n[power]",
+        "the pool is not inside this subnet",
+    ),
+    (
+        "[power]",
+        "[[relayed]]\nsubnet = \"10.79.0.0/24\"\ninterface = \"eth7\"\n[power]",
+        "there is no [[interface]] \"eth7\"",
+    ),
+    (
+        "10.77.0.12\"",
+        "10.79.0.12\"\n[[relayed]]\nsubnet = \"10.78.0.0/24\"",
+        "10.79.0.12 is outside the lab's subnets 10.77.0.1/24, 10.78.0.0/24",
+    ),
     ("memory_mib = 256\n", "", "\"memory_mib\" is missing"),
     ("vcpus = 1", "vcpus = \"1\"", "\"vcpus\" must be a whole number from 1 to 512, but this is a string"),
     ("schedule = \"mornings\"", "schedule = \"morning\"", "there is no schedule \"morning\""),

@@ -1,5 +1,6 @@
 //! Pure decisions: desired and observed state in, steps out.
 
+pub mod fallback;
 pub mod fleet;
 pub mod node;
 pub mod schedule;

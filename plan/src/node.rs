@@ -150,6 +150,8 @@ pub enum Step {
     },
     /// Ask init to reboot.
     Reboot,
+    /// Ask init to start the next kernel itself.
+    Kexec,
     /// Ask init to arm Wake-on-LAN and power off.
     PowerOff,
 }
@@ -172,7 +174,7 @@ impl Step {
             | Step::ForgetGuest { guest } => guest,
             Step::WithdrawWarning | Step::HideGuest | Step::ShowGuest { .. } => "screen",
             Step::StopRcuda | Step::StartRcuda => "rcuda",
-            Step::Reboot | Step::PowerOff => "power",
+            Step::Reboot | Step::Kexec | Step::PowerOff => "power",
         }
     }
 
@@ -214,6 +216,7 @@ impl Step {
                 format!("removing image {}", labshift_model::manifest::short(generation))
             }
             Step::Reboot => "rebooting".into(),
+            Step::Kexec => "starting the next kernel".into(),
             Step::PowerOff => "powering off".into(),
         }
     }
@@ -315,6 +318,8 @@ pub struct NodeObserved {
     pub idle_seconds: Option<u64>,
     /// An admin asked for a reboot of this boot.
     pub reboot: bool,
+    /// Without the firmware's start-up.
+    pub kexec: bool,
     /// Failures by [`Step::subject`].
     pub troubles: BTreeMap<String, Trouble>,
 }

@@ -11,7 +11,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 use labshift_model::{
     MacAddr,
-    boot::{BootAnswer, BootChoice, BootPlaneEvent, Directory, Journal, Machine, MachineKind},
+    boot::{
+        BootAnswer, BootChoice, BootPlaneEvent, Directory, Journal, Machine, MachineKind, NoAnswer,
+        SignedAnswer,
+    },
     manifest::Signature,
     paths,
 };
@@ -31,15 +34,18 @@ impl Directory for Everyone {
         self.choice.clone()
     }
 
-    fn answer(&self, mac: MacAddr, from: IpAddr) -> Result<BootAnswer, String> {
+    fn answer(&self, mac: MacAddr, nonce: &str, from: IpAddr) -> Result<SignedAnswer, NoAnswer> {
         let BootChoice::Image { name, generation, .. } = &self.choice else {
-            return Err("nothing to boot".to_owned());
+            return Err(NoAnswer::Refused("nothing to boot".to_owned()));
         };
         let directory = self.config.store.join("images").join(name).join(generation);
-        let read = |file| std::fs::read_to_string(directory.join(file)).map_err(|e| format!("{file}: {e}"));
+        let read = |file| {
+            let text = std::fs::read_to_string(directory.join(file));
+            text.map_err(|e| NoAnswer::Refused(format!("{file}: {e}")))
+        };
         let signature: Signature =
-            serde_json::from_str(&read(paths::SIGNATURE)?).map_err(|e| e.to_string())?;
-        Ok(BootAnswer {
+            serde_json::from_str(&read(paths::SIGNATURE)?).map_err(|e| NoAnswer::Refused(e.to_string()))?;
+        let answer = BootAnswer {
             node: format!("pc-{}", mac.compact()),
             room: "bench".to_owned(),
             image: name.clone(),
@@ -49,7 +55,9 @@ impl Directory for Everyone {
             attempt: 1,
             token: format!("session-of-{from}"),
             now: jiff::Timestamp::now(),
-        })
+            nonce: nonce.to_owned(),
+        };
+        Ok(SignedAnswer::sign(&answer, &ed25519_dalek::SigningKey::from_bytes(&[7; 32])))
     }
 }
 

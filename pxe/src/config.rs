@@ -13,6 +13,9 @@ pub const DEBIAN_LOADERS: &str = "/usr/lib/ipxe";
 /// Answers to ARP come within milliseconds on a LAN; what sleeps may take longer.
 const PROBE: Duration = Duration::from_millis(250);
 
+/// The pool of a network whose addresses are all fixed: it lends none.
+pub const NO_POOL: (Ipv4Addr, Ipv4Addr) = (Ipv4Addr::UNSPECIFIED, Ipv4Addr::UNSPECIFIED);
+
 /// How the boot plane takes part in DHCP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mode {
@@ -32,7 +35,7 @@ pub struct Subnet {
     pub network: Ipv4Addr,
     /// Prefix length, 1 to 30.
     pub prefix: u8,
-    /// First and last address given to machines without a fixed one.
+    /// First and last address given to machines without a fixed one; or [`NO_POOL`].
     pub pool: (Ipv4Addr, Ipv4Addr),
     /// Default gateway.
     pub gateway: Option<Ipv4Addr>,
@@ -63,6 +66,8 @@ pub struct Config {
     pub state: PathBuf,
     /// Directory with `undionly.kpxe` and `snponly.efi`.
     pub loaders: PathBuf,
+    /// Whether TFTP is served over IPv6 as well, on all addresses of the interface.
+    pub tftp_ipv6: bool,
     /// Part taken in DHCP.
     pub mode: Mode,
     /// Networks behind DHCP relays.
@@ -95,6 +100,7 @@ impl Config {
             store,
             state,
             loaders: PathBuf::from(DEBIAN_LOADERS),
+            tftp_ipv6: false,
             mode: Mode::Authoritative,
             relayed: vec![],
             reply_delay: Duration::ZERO,
@@ -127,7 +133,7 @@ impl Config {
                 faults.push(format!("{name}: the prefix must be 1 to 30"));
                 continue;
             }
-            if self.mode != Mode::Authoritative {
+            if self.mode != Mode::Authoritative || subnet.pool == NO_POOL {
                 continue;
             }
             let (first, last) = subnet.pool;
@@ -166,25 +172,29 @@ impl Control {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Takes new settings over. What sockets and transfers hang on can't change while they are open.
+    /// Takes new settings over.
     pub fn reload(&self, new: Config) -> Result<(), NotReloaded> {
+        self.check(&new)?;
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
+        Ok(())
+    }
+
+    /// Whether new settings can be taken over. What sockets and transfers hang on can't change while they are open.
+    pub fn check(&self, new: &Config) -> Result<(), NotReloaded> {
         let (old, mut faults) = (self.now(), new.faults());
         let fixed = [
             ("the interface", old.interface != new.interface),
             ("the server's address", (old.server_address, old.prefix) != (new.server_address, new.prefix)),
             ("the HTTP port", old.http_port != new.http_port),
             ("the DHCP mode", old.mode != new.mode),
+            ("TFTP over IPv6", old.tftp_ipv6 != new.tftp_ipv6),
             ("the image store", old.store != new.store),
             ("the state directory", old.state != new.state),
         ];
         let changed = fixed.into_iter().filter(|(_, changed)| *changed);
         faults
             .extend(changed.map(|(what, _)| format!("{what} changes only when the server is started anew")));
-        if !faults.is_empty() {
-            return Err(NotReloaded(faults));
-        }
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
-        Ok(())
+        if faults.is_empty() { Ok(()) } else { Err(NotReloaded(faults)) }
     }
 }
 

@@ -34,5 +34,5 @@ pub mod tftp;
 mod wire;
 mod workers;
 
-pub use config::{Config, Control, DEBIAN_LOADERS, Mode, NotReloaded, Subnet};
+pub use config::{Config, Control, DEBIAN_LOADERS, Mode, NO_POOL, NotReloaded, Subnet};
 pub use plane::{BindError, BootPlane};

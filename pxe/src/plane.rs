@@ -17,8 +17,11 @@ use nix::{
     ifaddrs::{InterfaceAddress, getifaddrs},
     net::if_::if_nametoindex,
     sys::socket::{
-        AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket,
-        sockopt::{BindToDevice, Broadcast, Ipv4PacketInfo, RcvBuf, RcvBufForce, ReuseAddr},
+        AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, bind, setsockopt, socket,
+        sockopt::{
+            BindToDevice, Broadcast, Ipv4PacketInfo, Ipv6RecvPacketInfo, Ipv6V6Only, RcvBuf, RcvBufForce,
+            ReuseAddr,
+        },
     },
 };
 use tokio::{net::UdpSocket as AsyncSocket, sync::oneshot};
@@ -105,6 +108,7 @@ pub struct BootPlane {
     journal: Arc<dyn Journal>,
     interface: u32,
     tftp: UdpSocket,
+    tftp_ipv6: Option<UdpSocket>,
     reports: UdpSocket,
     dhcp: Option<Dhcp>,
     leases: Table,
@@ -137,6 +141,7 @@ impl BootPlane {
             return Err(BindError::NoAddress { address, prefix, interface: config.interface });
         }
         let tftp = open(&config, config.server_address, TFTP_PORT, false)?;
+        let tftp_ipv6 = config.tftp_ipv6.then(|| open_ipv6(&config, TFTP_PORT)).transpose()?;
         let reports = open(&config, Ipv4Addr::UNSPECIFIED, config.http_port, false)?;
         let leases = Table::default();
         let dhcp = match config.mode {
@@ -166,7 +171,18 @@ impl BootPlane {
         };
         let config = Arc::new(config);
         let control = Control::new(config.clone());
-        Ok(BootPlane { config, control, directory, journal, interface, tftp, reports, dhcp, leases })
+        Ok(BootPlane {
+            config,
+            control,
+            directory,
+            journal,
+            interface,
+            tftp,
+            tftp_ipv6,
+            reports,
+            dhcp,
+            leases,
+        })
     }
 
     /// The HTTP routes. They need the peer's address: serve them with
@@ -197,12 +213,21 @@ impl BootPlane {
     ///
     /// DHCP has a thread to itself: a room that wakes at once is answered whatever else the server is busy with.
     pub async fn serve(self, shutdown: impl Future<Output = ()> + Send) -> io::Result<()> {
-        let tftp = TftpServer {
-            config: self.config.clone(),
-            journal: self.journal.clone(),
-            mtu: mtu(&self.config.interface).await.unwrap_or(ETHERNET_MTU),
+        let mtu = mtu(&self.config.interface).await.unwrap_or(ETHERNET_MTU);
+        let serve_files = |socket| {
+            let server = TftpServer { config: self.config.clone(), journal: self.journal.clone(), mtu };
+            io::Result::Ok(tokio::spawn(server.run(asynchronous(socket)?)))
         };
-        let tftp_socket = asynchronous(self.tftp)?;
+        let tftp = serve_files(self.tftp)?;
+        let tftp_ipv6 = self.tftp_ipv6.map(serve_files).transpose()?;
+        let aborts =
+            [Some(&tftp), tftp_ipv6.as_ref()].map(|task| task.map(|t| AbortOnDrop(t.abort_handle())));
+        let tftp_ipv6 = async {
+            match tftp_ipv6 {
+                Some(task) => task.await,
+                None => std::future::pending().await,
+            }
+        };
         let reports = http::report::hear_datagrams(asynchronous(self.reports)?, self.journal.clone());
         let (config, directory, journal) = (self.control, self.directory, self.journal);
         let (leases, interface) = (self.leases, self.interface);
@@ -243,15 +268,14 @@ impl BootPlane {
                 drop(end.send(result));
             })?;
         }
-        let tftp = tokio::spawn(tftp.run(tftp_socket));
-        let abort = AbortOnDrop(tftp.abort_handle());
         let result = tokio::select! {
             ended = tftp => ended.map_err(io::Error::other)?,
+            ended = tftp_ipv6 => ended.map_err(io::Error::other)?,
             ended = reports => ended,
             ended = ended, if dhcp => ended.unwrap_or_else(|_| Err(io::Error::other("the DHCP thread broke down"))),
             () = shutdown => Ok(()),
         };
-        drop((stop, abort));
+        drop((stop, aborts));
         result
     }
 }
@@ -293,7 +317,6 @@ fn asynchronous(socket: UdpSocket) -> io::Result<AsyncSocket> {
 /// A UDP socket of this interface alone, so that a server on another interface of the same machine is not in the way.
 /// `shared` ports are ours only to listen on beside a DHCP client.
 fn open(config: &Config, address: Ipv4Addr, port: u16, shared: bool) -> Result<UdpSocket, BindError> {
-    let interface = || config.interface.clone();
     let opened = || -> nix::Result<UdpSocket> {
         let fd = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
         setsockopt(&fd, BindToDevice, &config.interface.clone().into())?;
@@ -309,12 +332,31 @@ fn open(config: &Config, address: Ipv4Addr, port: u16, shared: bool) -> Result<U
         bind(fd.as_raw_fd(), &SockaddrIn::from(std::net::SocketAddrV4::new(address, port)))?;
         Ok(fd.into())
     };
-    opened().map_err(|errno| match errno {
+    opened().map_err(|errno| refusal(errno, config, address, port))
+}
+
+/// The same for IPv6, on every address of the interface. A packet comes with the address that it was sent to.
+fn open_ipv6(config: &Config, port: u16) -> Result<UdpSocket, BindError> {
+    let opened = || -> nix::Result<UdpSocket> {
+        let fd = socket(AddressFamily::Inet6, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+        setsockopt(&fd, BindToDevice, &config.interface.clone().into())?;
+        setsockopt(&fd, Ipv6V6Only, &true)?;
+        setsockopt(&fd, Ipv6RecvPacketInfo, &true)?;
+        let any = std::net::SocketAddrV6::new(std::net::Ipv6Addr::UNSPECIFIED, port, 0, 0);
+        bind(fd.as_raw_fd(), &SockaddrIn6::from(any))?;
+        Ok(fd.into())
+    };
+    opened().map_err(|errno| refusal(errno, config, Ipv4Addr::UNSPECIFIED, port))
+}
+
+fn refusal(errno: Errno, config: &Config, address: Ipv4Addr, port: u16) -> BindError {
+    let interface = || config.interface.clone();
+    match errno {
         Errno::EADDRINUSE => BindError::InUse { port },
         Errno::EPERM | Errno::EACCES => BindError::Permission { port, interface: interface() },
         Errno::EADDRNOTAVAIL => {
             BindError::NoAddress { address, prefix: config.prefix, interface: interface() }
         }
         other => BindError::Socket { port, interface: interface(), source: other.into() },
-    })
+    }
 }

@@ -4,7 +4,7 @@
 //! network without an IPv6 router it asks five times and waits 16 s for an answer that never comes. An advertisement with
 //! router lifetime 0, no prefix and no flags ends the wait at once and configures nothing: by the RFC its sender is no
 //! default router, and what the message leaves unsaid stays as it is. It goes to the asking machine alone, and only to
-//! workstations that the directory knows.
+//! workstations that the directory knows, or lets boot.
 
 use std::{
     io,
@@ -14,7 +14,7 @@ use std::{
 
 use labshift_model::{
     MacAddr,
-    boot::{Directory, MachineKind},
+    boot::{BootChoice, Directory, MachineKind},
 };
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockProtocol, SockType, setsockopt, socket,
@@ -48,7 +48,11 @@ pub(crate) async fn run(socket: AsyncSocket, directory: Arc<dyn Directory>) -> i
     loop {
         let (length, SocketAddr::V6(source)) = socket.recv_from(&mut buffer).await? else { continue };
         let Some(mac) = solicitor(&buffer[..length], &source) else { continue };
-        if directory.machine(mac).is_none_or(|m| m.kind != MachineKind::Node) {
+        let boots = match directory.machine(mac) {
+            Some(machine) => machine.kind == MachineKind::Node,
+            None => directory.boot(mac) != BootChoice::Ignore,
+        };
+        if !boots {
             continue;
         }
         tracing::debug!("{mac} asks for an IPv6 router: there is none");

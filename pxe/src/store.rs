@@ -143,13 +143,19 @@ pub(crate) mod tests {
             services: vec![],
             modules: vec![],
             ports: vec![],
+            valid_days: None,
         };
         let bytes = manifest.to_bytes();
         let generation = generation_of(&bytes);
         let directory = store.join("images").join(name).join(&generation);
         std::fs::create_dir_all(&directory).expect("making the generation");
-        let signature =
-            serde_json::to_vec(&sign(&bytes, &SigningKey::from_bytes(&[7; 32]))).expect("signing");
+        let signature = serde_json::to_vec(&sign(
+            &bytes,
+            &SigningKey::from_bytes(&[7; 32]),
+            jiff::Timestamp::UNIX_EPOCH,
+            None,
+        ))
+        .expect("signing");
         for (file, content) in
             files.iter().copied().chain([("manifest.json", &bytes[..]), ("manifest.sig", &signature)])
         {

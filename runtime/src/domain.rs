@@ -245,6 +245,7 @@ mod tests {
             services: vec![],
             modules: vec![],
             ports: vec![],
+            valid_days: None,
         }
     }
 

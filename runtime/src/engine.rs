@@ -80,6 +80,7 @@ pub struct Engine {
     /// The connection is open and has brought a desired state.
     reachable: bool,
     reboot: bool,
+    kexec: bool,
     leaving: bool,
     warned: Option<Duration>,
     failures: BTreeMap<String, Failures>,
@@ -113,6 +114,7 @@ impl Engine {
             desired: None,
             reachable: false,
             reboot: false,
+            kexec: false,
             leaving: false,
             warned: None,
             failures: BTreeMap::new(),
@@ -174,10 +176,10 @@ impl Engine {
                 }
                 self.desired = Some(*desired);
             }
-            Incoming::Message(ToNode::Reboot { attempt, cause }) => {
+            Incoming::Message(ToNode::Reboot { attempt, cause, kexec }) => {
                 if attempt == self.performer.context.attempt {
                     tracing::info!(cause, "an admin asks for a reboot");
-                    self.reboot = true;
+                    (self.reboot, self.kexec) = (true, kexec);
                 } else {
                     tracing::info!(attempt, cause, "a reboot of another boot is ignored");
                 }
@@ -198,7 +200,7 @@ impl Engine {
                 match step {
                     Step::WarnPerson { .. } => self.warned = Some(now),
                     Step::WithdrawWarning => self.warned = None,
-                    Step::PowerOff | Step::Reboot => self.leaving = true,
+                    Step::PowerOff | Step::Reboot | Step::Kexec => self.leaving = true,
                     _ => {}
                 }
             }
@@ -329,6 +331,7 @@ impl Engine {
             },
             idle_seconds: screen.touched.map(|t| now.saturating_sub(t).as_secs()),
             reboot: self.reboot,
+            kexec: self.kexec,
             troubles: troubles.collect(),
         })
     }

@@ -239,10 +239,11 @@ mod tests {
             services: vec![],
             modules: vec![],
             ports: vec![],
+            valid_days: None,
         };
         let bytes = manifest.to_bytes();
         let generation = generation_of(&bytes);
-        let signature = sign(&bytes, &key);
+        let signature = sign(&bytes, &key, jiff::Timestamp::UNIX_EPOCH, None);
         let at = |file: &str| format!("/images/work/{generation}/{file}");
         let mut files: Files =
             content.iter().map(|(n, b)| (at(n), b.as_bytes().to_vec())).collect::<BTreeMap<_, _>>();

@@ -93,6 +93,7 @@ impl Performer {
             Step::ForgetGuest { guest } => self.forget(guest).await,
             Step::DropImage { generation } => Ok(self.images.remove(generation)?),
             Step::Reboot => self.ask_init(InitRequest::Reboot).await,
+            Step::Kexec => self.ask_init(InitRequest::Kexec).await,
             Step::PowerOff => {
                 let interface = self.context.network.interface.clone();
                 self.ask_init(InitRequest::PowerOff { interface }).await

@@ -21,8 +21,9 @@ use labshift_lab::{
     screen::{Letters, Picture},
 };
 use labshift_model::{
-    boot::{BootAnswer, BootReport, Failure},
-    manifest::{Manifest, generation_of, sign},
+    boot::{BootAnswer, BootReport, Failure, SignedAnswer},
+    manifest::{Manifest, generation_of, public, sign},
+    paths,
 };
 use serde_json::json;
 
@@ -36,13 +37,21 @@ pub fn key() -> SigningKey {
     SigningKey::from_bytes(&[42; 32])
 }
 
+/// The key with which [`Server`] signs its answers.
+pub fn server_key() -> SigningKey {
+    SigningKey::from_bytes(&[43; 32])
+}
+
 /// Directory of an image's current generation.
 pub fn image(name: &str) -> PathBuf {
     let channel = fs::read_to_string(store().join("channels").join(name)).expect("reading the channel");
     store().join("images").join(name).join(channel.trim())
 }
 
-/// A signed answer for a small node image: the batch guest's root under the lab's kernel. `change` may alter the manifest before it is
+/// The time when these images are signed; their machines boot 40 minutes later.
+pub const SIGNED: &str = "2026-11-23T07:00:00Z";
+
+/// An answer for a small node image: the batch guest's root under the lab's kernel. `change` may alter the manifest before it is
 /// signed.
 pub fn answer(change: impl FnOnce(&mut Manifest)) -> BootAnswer {
     let read = |name: &str| {
@@ -60,23 +69,33 @@ pub fn answer(change: impl FnOnce(&mut Manifest)) -> BootAnswer {
         room: "room".into(),
         image: manifest.name.clone(),
         generation: generation_of(&bytes),
-        signature: sign(&bytes, &key()),
+        signature: sign(&bytes, &key(), SIGNED.parse().expect("a time"), manifest.valid_days),
         manifest: String::from_utf8(bytes).expect("JSON is text"),
         attempt: 7,
         token: "token".into(),
         now: "2026-11-23T07:40:00Z".parse().expect("a time"),
+        nonce: String::new(),
     }
 }
 
-/// An archive that goes over the image's initramfs: it trusts [`key`], and holds these files besides.
+/// An archive that goes over the image's initramfs: it trusts [`key`] and [`server_key`], and holds these files besides.
 pub fn overlay(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut archive = Archive::default();
-    let trusted = sign(&[], &key()).key + "\n";
-    archive.file("etc/labshift/trusted-keys", 0o644, trusted.as_bytes());
+    for (file, key) in [(paths::TRUSTED_KEYS, key()), (paths::SERVER_KEYS, server_key())] {
+        archive.file(&file[1..], 0o644, format!("{}\n", public(&key)).as_bytes());
+    }
     for (path, content) in files {
         archive.file(path, 0o755, content);
     }
     archive.finish()
+}
+
+/// The lab image's initramfs with an [`overlay`].
+pub fn initrd(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut initrd = fs::read(image("lab").join(paths::INITRD)).expect("reading the initramfs");
+    initrd.resize(initrd.len().next_multiple_of(4), 0);
+    initrd.extend(overlay(files));
+    initrd
 }
 
 /// What the server does when it is asked.
@@ -84,6 +103,10 @@ pub fn overlay(files: &[(&str, &[u8])]) -> Vec<u8> {
 pub struct Behaviour {
     /// The boot answer, or a refusal.
     pub answer: Option<Result<BootAnswer, String>>,
+    /// The answer to every question after the first.
+    pub then: Option<BootAnswer>,
+    /// The answer was recorded when another machine asked.
+    pub recorded: bool,
     /// The root file that it serves.
     pub root: PathBuf,
     /// Byte of the root that comes out flipped.
@@ -93,7 +116,7 @@ pub struct Behaviour {
     /// The server is dead now.
     pub dead: bool,
     /// Other files that it serves, by path.
-    pub files: Vec<(&'static str, PathBuf)>,
+    pub files: Vec<(String, PathBuf)>,
     /// Bytes of root and files that it has sent.
     pub sent: u64,
 }
@@ -135,6 +158,11 @@ impl Server {
         self.wait("a failure", |_, reports| {
             reports.iter().flat_map(|r| &r.stages).find_map(|s| s.failure.clone())
         })
+    }
+
+    /// Waits for the word on how the last run ended.
+    pub fn crash(&self) -> String {
+        self.wait("a crash", |_, reports| reports.iter().find_map(|r| r.crash.clone()))
     }
 
     /// Waits for a report whose log holds a text.
@@ -204,9 +232,21 @@ fn converse(shared: &Shared, mut stream: TcpStream) -> std::io::Result<()> {
         stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body))
     };
     if first.contains("/v1/boot/answer") {
-        let answer = shared.lock().0.answer.clone();
+        let (answer, recorded) = {
+            let mut state = shared.lock();
+            let answer = state.0.answer.clone();
+            if let Some(then) = state.0.then.take() {
+                state.0.answer = Some(Ok(then));
+            }
+            (answer, state.0.recorded)
+        };
+        let nonce = first.split(['&', ' ']).find_map(|word| word.strip_prefix("nonce="));
         match answer {
-            Some(Ok(answer)) => reply("200 OK", &serde_json::to_vec(&answer)?),
+            Some(Ok(answer)) => {
+                let nonce = nonce.filter(|_| !recorded).unwrap_or("earlier").to_owned();
+                let signed = SignedAnswer::sign(&BootAnswer { nonce, ..answer }, &server_key());
+                reply("200 OK", &serde_json::to_vec(&signed)?)
+            }
             Some(Err(reason)) => reply("403 Forbidden", reason.as_bytes()),
             None => Ok(()),
         }
@@ -348,11 +388,10 @@ impl Bare {
         drop(fs::remove_dir_all(&directory));
         fs::create_dir_all(&directory).expect("making the machine's directory");
         let from = setup.foreign.clone().unwrap_or_else(|| image("lab"));
-        let mut initrd = fs::read(from.join("initrd.img")).expect("reading the initramfs");
-        if setup.foreign.is_none() {
-            initrd.resize(initrd.len().next_multiple_of(4), 0);
-            initrd.extend(overlay(setup.overlay));
-        }
+        let initrd = match setup.foreign {
+            Some(_) => fs::read(from.join("initrd.img")).expect("reading the initramfs"),
+            None => initrd(setup.overlay),
+        };
         fs::write(directory.join("initrd.img"), initrd).expect("writing the initramfs");
         let listen =
             |what: &str| UnixListener::bind(short(&directory).join(what)).expect("listening for QEMU");

@@ -8,6 +8,7 @@ use std::{
     process::{Command, Stdio},
 };
 
+use labshift_model::api::AdoptRequest;
 use labshift_tests::{TestLab, descendants, page_letters, root, store, text_screen_letters, wait_for_end_of};
 
 const SITE: &str = include_str!("../../cli/src/lab/site.toml");
@@ -103,4 +104,34 @@ fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("making the copy");
     let status = Command::new("cp").arg("-a").arg(from.join(".")).arg(to).status().expect("starting cp");
     assert!(status.success());
+}
+
+/// A machine that is in no site file boots the discovery image by PXE, says what it is made of, waits on a page, and goes on by
+/// itself once it is adopted.
+#[test]
+fn a_stranger_is_discovered_and_adopted() {
+    let lab = TestLab::up("stranger", store(), SITE, MORNING, &[]);
+    let ws1 = SITE.find("[[machine]] # BIOS").expect("a machine");
+    let end = SITE[ws1 + 1..].find("[[").expect("what follows") + ws1 + 1;
+    let without =
+        [&SITE[..ws1], "[unknown]\npolicy = \"discover\"\nimage = \"lab\"\n\n", &SITE[end..]].concat();
+    fs::write(lab.path("site.toml"), without).expect("a site without it");
+    lab.wait("ws1 to be forgotten", |s| s.nodes.iter().all(|n| n.name != "ws1"));
+    lab.lab(&["press", "ws1"]);
+    let status = lab.wait("a stranger", |s| !s.strangers.is_empty());
+    let stranger = &status.strangers[0];
+    let hardware = &stranger.hardware;
+    assert_eq!(stranger.mac.to_string(), "52:54:00:77:00:01");
+    assert!(hardware.cpus >= 1 && hardware.memory_mib > 500 && hardware.vendor == "QEMU", "{hardware:?}");
+    assert!(!hardware.uefi && hardware.ports[0].mac == stranger.mac, "{hardware:?}");
+    let texts = ["NEW MACHINE", "labshift node adopt 52:54:00:77:00:01", "goes on by itself"];
+    lab.reads("ws1", "stranger", &text_screen_letters(), &texts);
+    let request = AdoptRequest { mac: stranger.mac, room: "room-a".into(), address: None };
+    let done = lab.client.ask("ws3", "adopt", &request).expect("adopted");
+    assert!(done.done.contains("[[machine]]\nname = \"ws3\""), "{}", done.done);
+    let node = lab.wait_node("ws3", "to be connected", |n| n.connected);
+    assert!(node.adopted && node.room == "room-a", "{node:?}");
+    let serial = lab.serial("ws1");
+    assert!(serial.contains("this machine is ws3 now"), "{serial}");
+    assert_eq!(serial.matches(" init kernel ").count(), 1, "it goes on without a restart: {serial}");
 }

@@ -2,7 +2,10 @@
 
 use std::net::UdpSocket;
 
-use labshift_model::service::{Restart, Service};
+use labshift_model::{
+    manifest::{FileEntry, generation_of},
+    service::{Limits, Restart, Service},
+};
 use labshift_tests::{
     bare::{Bare, Behaviour, Cable, MAC, Server, Setup, answer, frame_with, image},
     page_letters, text_screen_letters,
@@ -31,6 +34,7 @@ fn service(name: &str, exec: &[&str]) -> Service {
         user: None,
         ready: None,
         tty: None,
+        limits: Default::default(),
     }
 }
 
@@ -126,6 +130,41 @@ fn a_manifest_that_was_changed() {
     let machine = Bare::start("changed", Setup { arguments: arguments(&server), ..Setup::default() });
     page(&machine, "MANIFEST", "image lab generation ", "Publish the image again with the key");
     assert!(server.failure().sentence.contains("changed after it was signed"));
+}
+
+/// The answer of another day, played back: signed by the right server, but not to this question.
+#[test]
+fn an_answer_that_was_recorded() {
+    let answer = Some(Ok(answer(|_| ())));
+    let server = server(Behaviour { answer, recorded: true, ..Default::default() });
+    let machine = Bare::start("recorded", Setup { arguments: arguments(&server), ..Setup::default() });
+    page(&machine, "ANSWER", "the answer of http://10.0.2.2:", "Build the image again in the");
+    assert!(server.failure().sentence.contains("it was given to an earlier question"));
+}
+
+/// An image from before the minimum: its signature is good, and it is refused.
+#[test]
+fn an_image_older_than_the_minimum() {
+    let server = server(Behaviour { answer: Some(Ok(answer(|_| ()))), ..Default::default() });
+    let overlay: [(&str, &[u8]); 1] = [("etc/labshift/minimum", b"2026-11-23T07:00:01Z\n")];
+    let setup = Setup { overlay: &overlay, arguments: arguments(&server), ..Setup::default() };
+    let machine = Bare::start("older", setup);
+    page(&machine, "VERSION", "image lab generation ", "Build or publish the image again");
+    let failure = server.failure();
+    assert!(failure.sentence.contains("signed at 2026-11-23T07:00:00Z; this machine takes"), "{failure:?}");
+}
+
+/// An image whose time is over. The board believes that it is 1999: only the server's signed time counts.
+#[test]
+fn an_expired_image_and_a_dead_clock() {
+    let mut expired = answer(|manifest| manifest.valid_days = Some(1));
+    expired.now = "2026-11-24T07:00:00Z".parse().expect("a time");
+    let server = server(Behaviour { answer: Some(Ok(expired)), ..Default::default() });
+    let more = ["-rtc", "base=1999-01-01"];
+    let setup = Setup { arguments: arguments(&server), more: &more, ..Setup::default() };
+    let machine = Bare::start("expired", setup);
+    page(&machine, "EXPIRED", "image lab generation ", "Publish the image again (labshift image publish)");
+    assert!(server.failure().sentence.contains("good until 2026-11-24T07:00:00Z"));
 }
 
 #[test]
@@ -239,6 +278,136 @@ fn a_runtime_that_crashes_in_a_loop() {
     // The root's own driver has made a graphics screen of it by then.
     machine.says("virtio_gpu");
     machine.shows(&page_letters(), &["SERVICES", sentence, "Node: ws-77 ", &format!("MAC: {MAC}")]);
+}
+
+/// A service that takes more memory than its recipe gives it: the kernel ends it with all that it started, nobody else, and it is told by
+/// name with its limit. Processor and process limits are in force, too.
+#[test]
+fn a_service_that_wants_too_much_memory() {
+    let limits = Limits { memory_mib: Some(16), cpu_weight: Some(20), processes: Some(8) };
+    // tail keeps what has no line end: here, everything.
+    let script = "cd /sys/fs/cgroup/labshift/greedy; echo limits $(cat cpu.weight pids.max memory.max); \
+                  /usr/bin/busybox tail -n 1 /dev/zero & wait; exec /usr/bin/busybox sleep 1000";
+    let answer = answer(|manifest| {
+        let greedy = Service { limits, ..service("greedy", &["/usr/bin/sh", "-c", script]) };
+        manifest.services = vec![greedy, service("modest", &["/usr/bin/busybox", "sleep", "1000"])];
+    });
+    let server = server(Behaviour { answer: Some(Ok(answer)), ..Default::default() });
+    let machine = Bare::start("greedy", Setup { arguments: arguments(&server), ..Setup::default() });
+    let serial = machine.says("greedy was ended by SIGKILL: it needed more than its 16 MiB of memory");
+    assert!(serial.contains("limits 20 8 16777216"), "{serial}");
+    assert!(!serial.contains("modest was ended"), "{serial}");
+    assert!(server.failure().sentence.contains("greedy ended 5 times in a row"));
+}
+
+/// The server does not answer: the next one is asked, and told.
+#[test]
+fn the_next_server_answers() {
+    let service = service("done", &["/usr/bin/busybox", "sleep", "1000"]);
+    let answer = answer(|manifest| manifest.services = vec![service]);
+    let silent = server(Behaviour { dead: true, ..Default::default() });
+    let next = server(Behaviour { answer: Some(Ok(answer)), ..Default::default() });
+    let arguments = format!("{} labshift.mirror={}", arguments(&silent), next.url());
+    let machine = Bare::start("next-server", Setup { arguments, ..Setup::default() });
+    let serial = machine.says("1 services are up");
+    assert!(
+        serial.contains(&format!("asking {}", next.url())) && !serial.contains("BOOT FAILED"),
+        "{serial}"
+    );
+    next.log("1 services are up");
+}
+
+/// The server wants another generation than the one whose kernel runs (its channel moved, or the node goes back): only a restart helps,
+/// and it comes without twelve tries.
+#[test]
+fn a_generation_that_changed_under_way() {
+    let server = server(Behaviour { answer: Some(Ok(answer(|_| ()))), ..Default::default() });
+    let arguments =
+        format!("labshift.server={} labshift.retry=1 labshift.roothash={}", server.url(), "ab".repeat(32));
+    let machine = Bare::start("generation", Setup { arguments, ..Setup::default() });
+    let failure = server.failure();
+    assert!(failure.code == "CHANGED" && failure.sentence.contains("wants root hash abab"), "{failure:?}");
+    let serial = machine.says_times(" init kernel ", 2);
+    assert!(serial.contains("Failure 1. The machine reboots in 1 s."), "{serial}");
+}
+
+/// PID 1 is gone: a service writes over its code. The kernel stops and restarts the machine, and the next boot tells how the last one
+/// ended, from memory that outlives a restart.
+#[test]
+fn a_dead_pid_1_restarts_the_machine_and_is_told() {
+    let script = "sleep=/usr/bin/busybox; $sleep sleep 2; \
+        set -- $($sleep grep -m1 r-xp /proc/1/maps); from=$((0x${1%-*} / 4096)); to=$((0x${1#*-} / 4096)); \
+        $sleep dd if=/dev/zero of=/proc/1/mem bs=4096 seek=$from count=$((to - from)) conv=notrunc";
+    let answer = answer(|manifest| manifest.services = vec![service("axe", &["/usr/bin/sh", "-c", script])]);
+    let server = server(Behaviour { answer: Some(Ok(answer)), ..Default::default() });
+    let arguments = format!("{} panic=1", arguments(&server));
+    let more = ["-object", "memory-backend-ram,id=erst,size=64K", "-device", "acpi-erst,memdev=erst"];
+    let machine = Bare::start("pid1", Setup { arguments, more: &more, ..Setup::default() });
+    let serial =
+        machine.says("crash the last run ended: Kernel panic - not syncing: Attempted to kill init!");
+    assert!(serial.contains("1 services are up") && serial.matches(" init kernel ").count() == 2, "{serial}");
+    assert!(server.crash().contains("Attempted to kill init!"));
+}
+
+/// The plug is pulled at ten moments of a boot, each drawn by lot (always the same lot). The next boot is as clean as the first.
+#[test]
+fn a_plug_pulled_at_any_moment() {
+    let service = service("done", &["/usr/bin/busybox", "sleep", "1000"]);
+    let answer = answer(|manifest| manifest.services = vec![service]);
+    let server = server(Behaviour { answer: Some(Ok(answer)), ..Default::default() });
+    let arguments = format!("{} labshift.policy=full", arguments(&server));
+    let start = || Bare::start("plug", Setup { arguments: arguments.clone(), ..Setup::default() });
+    let whole = start().says("the server may go away").matches("labshift: [").count();
+    let mut lot = 20_261_123_u32;
+    for _ in 0..10 {
+        lot = lot.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let moment = 1 + (lot >> 8) as usize % whole;
+        let serial = start().says_times("labshift: [", moment);
+        assert!(!serial.contains("BOOT FAILED"), "{serial}");
+    }
+    let serial = start().says("the server may go away");
+    assert!(serial.contains("1 services are up") && !serial.contains("BOOT FAILED"), "{serial}");
+}
+
+/// `labshift node reboot --kexec`: init loads the next generation's kernel while services run, stops them, and starts it. QEMU ends at
+/// any restart through the firmware here.
+#[test]
+fn another_generation_without_firmware() {
+    let ask = r#"/usr/bin/busybox sleep 2; exec /run/labshift/modprobe --ask '{"request":"kexec"}'"#;
+    let first = answer(|manifest| {
+        manifest.services = vec![
+            service("old", &["/usr/bin/busybox", "sleep", "1000"]),
+            Service { restart: Restart::Never, ..service("asks", &["/usr/bin/sh", "-c", ask]) },
+        ];
+    });
+    let directory = labshift_tests::root().join("target/test-lab/kexec");
+    std::fs::create_dir_all(&directory).expect("making the directory");
+    let (vmlinuz, initrd) = (image("lab").join("vmlinuz"), directory.join("initrd.img"));
+    std::fs::write(&initrd, labshift_tests::bare::initrd(&[])).expect("writing the initramfs");
+    let entry = |file: &std::path::Path| {
+        let bytes = std::fs::read(file).expect("reading it");
+        FileEntry { size: bytes.len() as u64, sha256: generation_of(&bytes) }
+    };
+    let (kernel_entry, initrd_entry) = (entry(&vmlinuz), entry(&initrd));
+    let then = answer(|manifest| {
+        manifest.services = vec![service("new", &["/usr/bin/busybox", "sleep", "1000"])];
+        manifest.files.insert("vmlinuz".into(), kernel_entry);
+        manifest.files.insert("initrd.img".into(), initrd_entry);
+    });
+    let at = format!("/images/lab/{}", then.generation);
+    let files = vec![(format!("{at}/vmlinuz"), vmlinuz), (format!("{at}/initrd.img"), initrd)];
+    let behaviour = Behaviour { answer: Some(Ok(first)), then: Some(then), files, ..Default::default() };
+    let server = server(behaviour);
+    let setup = Setup { arguments: arguments(&server), more: &["-no-reboot"], ..Setup::default() };
+    let machine = Bare::start("kexec", setup);
+    let serial = machine.says("service new started");
+    let order =
+        ["old started", "is loaded", "stopping services", "starting the next kernel", " init kernel "];
+    let mut rest = &serial[..];
+    for text in order {
+        let at = rest.find(text).unwrap_or_else(|| panic!("no {text:?} in its place: {serial}"));
+        rest = &rest[at..];
+    }
 }
 
 /// The kernel is stopped for good (a panic that waits for ever): the board's watchdog, which PID 1 fed until then, starts the machine

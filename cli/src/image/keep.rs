@@ -79,6 +79,7 @@ pub fn publish(reference: &str, channel: &str, store: &Path, json: bool) -> Resu
     let (name, generation) = store.find(reference).map_err(refused)?;
     // What is damaged must not be served.
     labshift_image::inspect(&store, &name, Some(&generation)).map_err(refused)?;
+    store.sign_anew(&name, &generation, Timestamp::now()).map_err(refused)?;
     let before = store.channel(&name, channel).ok();
     store.set_channel(&name, channel, &generation, Timestamp::now()).map_err(refused)?;
     moved(&name, channel, before.as_deref(), &generation, json)
@@ -89,6 +90,8 @@ pub fn rollback(name: &str, channel: &str, store: &Path, json: bool) -> Result<(
     let store = existing(store)?;
     let before = store.channel(name, channel).map_err(refused)?;
     let generation = store.rollback(name, channel).map_err(refused)?;
+    // The admin wants it again, now: that is what its signature says from here on.
+    store.sign_anew(name, &generation, Timestamp::now()).map_err(refused)?;
     moved(name, channel, Some(&before), &generation, json)
 }
 

@@ -77,7 +77,8 @@ pub fn inspect(arguments: &ImageInspect, json: bool) -> Result<()> {
             .collect();
         return crate::print_json(&json!({
             "image": name, "generation": image.generation, "channels": image.channels,
-            "signed_by": image.signed_by, "directory": image.directory, "manifest": manifest,
+            "signed_by": image.signature.key, "signed": image.signature.signed,
+            "expires": image.signature.expires, "directory": image.directory, "manifest": manifest,
             "packages": image.lock.packages, "tree": tree, "origins": origins,
         }));
     }
@@ -87,7 +88,9 @@ pub fn inspect(arguments: &ImageInspect, json: bool) -> Result<()> {
     println!("kernel     {}", manifest.kernel_release);
     println!("arguments  {}", manifest.kernel_arguments);
     println!("root hash  {}", manifest.root.root_hash);
-    println!("signed by  {} · every file verified\n", image.signed_by);
+    println!("signed by  {} · every file verified", image.signature.key);
+    let end = image.signature.expires.map_or_else(|| "for ever".to_owned(), |t| format!("until {t}"));
+    println!("signed at  {} · good {end}\n", image.signature.signed);
     let rows: Vec<_> = manifest
         .files
         .iter()

@@ -1,6 +1,10 @@
 //! DHCP, TFTP and HTTP clients that people really use, against `labshift serve`.
 
-use std::fs;
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+};
 
 use crate::arena::{Server, lease_script, on_a_cable, run, sh, site};
 
@@ -140,4 +144,64 @@ fn curl_gets_scripts_and_clear_refusals() {
         let answer = text("http://10.77.0.1:8080/v1/boot/answer?mac=52:54:00:77:00:01");
         assert!(answer.contains("must ask DHCP first") && answer.ends_with(" 403 0"), "{answer}");
     });
+}
+
+#[test]
+fn systemd_networkd_sets_its_card_up() {
+    serving(|| {
+        let scratch = tempfile::tempdir().expect("a directory");
+        // It wants directories of its own, and a /sys that nobody but the kernel writes to; udev is not waited for then.
+        let script = "mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/network && \
+            mount -o remount,ro,bind /sys && \
+            printf '[Match]\\nName=client0\\n[Network]\\nDHCP=ipv4\\nLinkLocalAddressing=no\\n' \
+            > /run/systemd/network/1.network && exec /usr/lib/systemd/systemd-networkd";
+        let mut told = Command::new("timeout")
+            .args(["900", "ip", "monitor", "address", "dev", "client0"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("starting ip monitor");
+        let mut lines = BufReader::new(told.stdout.take().expect("its output")).lines();
+        let log = fs::File::create(scratch.path().join("log")).expect("a log");
+        let mut networkd = Command::new("unshare")
+            .args(["--mount", "--propagation", "private", "sh", "-c", script])
+            .stdout(log.try_clone().expect("the log"))
+            .stderr(log)
+            .spawn()
+            .expect("starting unshare");
+        let set = lines.by_ref().map_while(Result::ok).any(|line| line.contains("inet 10.77.0.11/16"));
+        let log = fs::read_to_string(scratch.path().join("log")).unwrap_or_default();
+        drop((networkd.kill(), networkd.wait(), told.kill(), told.wait()));
+        assert!(set, "{log}");
+    });
+}
+
+#[test]
+fn tftp_clients_fetch_over_ipv6_too() {
+    on_a_cable(
+        |ready, done| {
+            let mut server = Server::prepare(&site(1, "10.77.1.0-10.77.1.200"));
+            fs::write(server.path("loaders/undionly.kpxe"), content(300_001)).expect("a file for TFTP");
+            sh("ip address add fd77::1/64 dev server0 nodad");
+            sh("ip address add fd77::9/64 dev server0 nodad");
+            server.start(&["--tftp-ipv6"]);
+            ready.send(()).expect("the client waits");
+            let _ = done.recv();
+        },
+        || {
+            sh("ip address add fd77::2/64 dev client0 nodad");
+            sh("ip link set client0 up");
+            let scratch = tempfile::tempdir().expect("a directory");
+            let file = |name: &str| scratch.path().join(name).display().to_string();
+            // Whichever of the server's addresses is asked, answers.
+            for address in ["fd77::1", "fd77::9"] {
+                sh(&format!(
+                    "curl -sS -g --connect-timeout 600 --tftp-blksize 1428 -o {} tftp://[{address}]/undionly.kpxe",
+                    file("curl")
+                ));
+                assert!(fs::read(file("curl")).expect("the file") == content(300_001), "{address}");
+            }
+            run("tftp", &["-6", "-m", "binary", "fd77::1", "-c", "get", "undionly.kpxe", &file("hpa")]);
+            assert!(fs::read(file("hpa")).expect("the file") == content(300_001));
+        },
+    );
 }

@@ -2,6 +2,7 @@
 //! killed. Needs root; without it a test says so and checks nothing.
 
 mod arena;
+mod beyond;
 mod cable;
 mod clients;
 mod crash;

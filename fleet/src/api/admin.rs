@@ -11,8 +11,8 @@ use axum::{
 };
 use bytes::Bytes;
 use labshift_model::api::{
-    Boot, ClockRequest, Done, Event, Explanation, FenceRequest, FleetStatus, ModeRequest, NodeView,
-    RebootRequest, WakeRequest,
+    AdoptRequest, Boot, ClockRequest, Done, Event, Explanation, FenceRequest, FleetStatus, ModeRequest,
+    NodeView, RebootRequest, WakeRequest,
 };
 use serde::Deserialize;
 use tokio::sync::{broadcast, oneshot};
@@ -154,6 +154,24 @@ pub(super) async fn fence(
 ) -> Answer<Done> {
     let request: FenceRequest = body(&bytes)?;
     ask(&shared, admin, Request::Fence(name, request)).await
+}
+
+pub(super) async fn adopt(
+    admin: Admin,
+    State(shared): State<Arc<Shared>>,
+    Path(name): Path<String>,
+    bytes: Bytes,
+) -> Answer<Done> {
+    let request: AdoptRequest = body(&bytes)?;
+    ask(&shared, admin, Request::Adopt(name, request)).await
+}
+
+pub(super) async fn forget(
+    admin: Admin,
+    State(shared): State<Arc<Shared>>,
+    Path(name): Path<String>,
+) -> Answer<Done> {
+    ask(&shared, admin, Request::Forget(name)).await
 }
 
 pub(super) async fn clock(admin: Admin, State(shared): State<Arc<Shared>>, bytes: Bytes) -> Answer<Done> {

@@ -1,7 +1,7 @@
 //! One card per workstation, one per batch guest.
 
 use labshift_model::{
-    api::{Boot, FleetStatus, GuestPhase, GuestView, NodeState, NodeView},
+    api::{Boot, FleetStatus, GuestPhase, GuestView, NodeState, NodeView, Stranger},
     guest::GuestState,
     manifest::short,
 };
@@ -89,6 +89,33 @@ pub(super) fn node(node: &NodeView, status: &FleetStatus, zone: &Zone) -> Markup
                 @if let Some(idle) = node.idle_seconds.filter(|_| node.state == NodeState::Desktop) {
                     dt { "keyboard" } dd { "idle " (idle / 60) " min" }
                 }
+            }
+        }
+    }
+}
+
+pub(super) fn stranger(stranger: &Stranger, zone: &Zone) -> Markup {
+    let hardware = &stranger.hardware;
+    html! {
+        article .card.moving {
+            div .top {
+                span .lamp.moving {}
+                h3 { (stranger.mac) }
+                span .pill.moving { "waits" }
+            }
+            p .why { (hardware.summary()) }
+            dl .facts {
+                @if let Some(address) = stranger.address { dt { "address" } dd { (address) } }
+                @if !hardware.serial.is_empty() { dt { "serial" } dd { (hardware.serial) } }
+                dt { "firmware" } dd { @if hardware.uefi { "UEFI " } @else { "BIOS " } (hardware.firmware) }
+                @for port in &hardware.ports {
+                    dt { "port" } dd { (port.name) " " (port.mac) " " span .faint { (port.driver) " " (port.speed) } }
+                }
+                @for disk in &hardware.disks {
+                    dt { "disk" } dd { (disk.name) " " (words::bytes(disk.bytes)) " " span .faint { (disk.model) } }
+                }
+                @for display in &hardware.displays { dt { "display" } dd { code { (display) } } }
+                dt { "seen" } dd { (zone.clock(stranger.first_seen_real)) }
             }
         }
     }

@@ -45,6 +45,15 @@ pub(super) fn middle(status: &FleetStatus, events: &[Event]) -> Markup {
             ul .tally { @for (tone, word, count) in tally(status) { li { b class=(tone) { (count) } " " (word) } } }
         }
         @for trouble in &status.troubles { p .trouble role="alert" { (trouble) } }
+        @if !status.strangers.is_empty() {
+            section {
+                div .heading {
+                    h2 { "Machines that nobody knows" }
+                    span .why { "labshift node adopt MAC NAME ROOM makes one known" }
+                }
+                div .cards { @for stranger in &status.strangers { (cards::stranger(stranger, &zone)) } }
+            }
+        }
         div .rooms {
             @for room in &status.rooms {
             section .wide[cards_of(status, &room.name) > 2] {

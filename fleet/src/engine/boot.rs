@@ -4,8 +4,9 @@ use jiff::Timestamp;
 use labshift_model::{
     api::{BootStage, EventKind, WakeView},
     boot::{BootPlaneEvent, Speaker, Stage, StageEvent},
+    manifest::short,
 };
-use labshift_plan::fleet::NodeEvent;
+use labshift_plan::{fallback, fleet::NodeEvent};
 
 use super::Engine;
 use crate::{boots::BootLog, registry::records::Write};
@@ -68,11 +69,19 @@ impl Engine {
                 self.hear(&node, NodeEvent::Progress);
             }
             BootPlaneEvent::Broken { .. } => {}
-            BootPlaneEvent::Report { report, .. } => {
-                if let Some(node) = node {
+            BootPlaneEvent::Report { peer, mut report } => match (node, report.hardware.take()) {
+                (Some(node), _) => {
+                    if let Some(crash) = &report.crash {
+                        let crash: String = crash.chars().filter(|c| !c.is_control()).take(300).collect();
+                        let text = format!("{node}: its last run ended: {crash}");
+                        let cause = "its kernel left this in memory that outlives a restart";
+                        self.note(EventKind::Trouble, &node, "crashed", text, cause);
+                    }
                     self.stages_told(&node, report.attempt, &report.stages);
                 }
-            }
+                (None, Some(hardware)) => self.stranger_told(peer, &report, *hardware),
+                (None, None) => {}
+            },
         }
     }
 
@@ -99,6 +108,12 @@ impl Engine {
     }
 
     fn new_boot(&mut self, node: &str, real: Timestamp) {
+        // One that was told what to boot and was never heard of again: a kernel that hangs, or a hand at the plug.
+        let silent = self.boots.get(node).filter(|log| log.boot.attempt != 0 && !log.is_ready());
+        if let Some(log) = silent.filter(|log| log.boot.failure.is_none()) {
+            let generation = log.boot.generation.clone();
+            self.failed(node, &generation, "no word: it was never ready");
+        }
         self.boot += 1;
         self.boots.insert(node.to_owned(), BootLog::new(self.boot, real));
     }
@@ -139,11 +154,43 @@ impl Engine {
         if new.is_empty() {
             return;
         }
+        let (image, generation) = (log.boot.image.clone(), log.boot.generation.clone());
         self.writes.push(Write::Boot { node: node.to_owned(), log: log.clone() });
         for stage in new {
             self.note_stage(node, &stage);
+            match &stage.failure {
+                Some(failure) if fallback::is_of_image(&failure.code) => {
+                    self.failed(node, &generation, &format!("{} {}", failure.code, failure.sentence));
+                }
+                None if stage.stage == Stage::Ready => self.was_ready(node, &image, &generation),
+                _ => {}
+            }
             self.hear(node, NodeEvent::Stage { stage: stage.stage, failure: stage.failure });
         }
+    }
+
+    /// A generation failed on a node: after some times the node gets back the last one that was ready.
+    fn failed(&mut self, node: &str, generation: &str, why: &str) {
+        let trials = self.trials.entry(node.to_owned()).or_default();
+        let goes_back = trials.failed(generation, why);
+        let good = trials.good.as_ref().map(|(_, good)| short(good).to_owned()).unwrap_or_default();
+        self.write_trials(node);
+        if goes_back {
+            let cause =
+                format!("generation {} failed {} times: {why}", short(generation), fallback::FAILURES);
+            self.note(EventKind::Trouble, node, "", format!("{node} goes back to generation {good}"), &cause);
+        }
+    }
+
+    fn was_ready(&mut self, node: &str, image: &str, generation: &str) {
+        if self.trials.entry(node.to_owned()).or_default().ready(image, generation) {
+            self.write_trials(node);
+        }
+    }
+
+    fn write_trials(&mut self, node: &str) {
+        let json = self.trials.get(node).map(super::json);
+        self.writes.push(Write::Record { kind: "trials", name: node.to_owned(), json });
     }
 
     fn note_stage(&mut self, node: &str, stage: &BootStage) {

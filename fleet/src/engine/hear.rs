@@ -67,13 +67,16 @@ impl Engine {
             }
             Message::Admin { peer, request, reply } => self.request(peer, request, reply),
             Message::Reload(site) => {
-                self.site = Arc::new(*site);
-                let moment = self.moment();
+                self.follow_site(Arc::new(*site));
                 let site = self.site.clone();
-                self.world.follow(&site, moment);
                 self.channels.retain(|node, _| site.machine(node).is_some());
-                self.images =
-                    Arc::new(crate::store::Images::read(&self.shared.options.store, &site, &self.images));
+                self.images = Arc::new(crate::store::Images::read(
+                    &self.shared.options.store,
+                    &site,
+                    &[],
+                    &self.images,
+                ));
+                self.trials.retain(|node, _| site.machine(node).is_some());
                 self.note(EventKind::Site, &site.name, "", "the site file was read again".into(), "");
             }
         }

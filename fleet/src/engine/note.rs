@@ -81,6 +81,10 @@ impl Engine {
             settled.progress_real = None;
             current.insert(("node", name.clone()), (json(&settled), json(node)));
         }
+        for (mac, machine) in &self.adopted {
+            let text = json(machine);
+            current.insert((super::ADOPTED, mac.to_string()), (text.clone(), text));
+        }
         for (name, guest) in &self.world.guests {
             let text = json(guest);
             current.insert(("guest", name.clone()), (text.clone(), text));

@@ -11,7 +11,7 @@ use labshift_model::{
 use labshift_plan::fleet::{Hold, NodeEvent};
 use tokio::sync::oneshot;
 
-use super::{Effect, Engine, Refusal, Request};
+use super::{Effect, Engine, Refusal, Request, unknown};
 use crate::{clock, registry::records::Write};
 
 /// How long a node that an admin woke stays up, in seconds, when nothing else is said.
@@ -91,7 +91,12 @@ impl Engine {
                 let cause = reason("an admin asked for a reboot", &request.cause);
                 record.rebooting = Some(cause.clone());
                 self.note(EventKind::Admin, &node, "", format!("an admin reboots {node}"), &cause);
-                self.effects.push(Effect::Reboot { node: node.clone(), attempt, cause });
+                self.effects.push(Effect::Reboot {
+                    node: node.clone(),
+                    attempt,
+                    cause,
+                    kexec: request.kexec,
+                });
                 Ok(format!("{node} saves its guests and reboots"))
             }
             Request::Fence(node, request) => {
@@ -116,6 +121,8 @@ impl Engine {
                 self.note(EventKind::Admin, &image, "", text, &format!("channel {channel} points to it"));
                 Ok(format!("{image}: {channel} is {generation}"))
             }
+            Request::Adopt(node, request) => self.adopt(&node, &request),
+            Request::Forget(node) => self.forget(&node),
             Request::Clock(request) => {
                 let to = clock::read_time(&request.now, &self.site.timezone)
                     .map_err(|e| Refusal::Bad(e.to_string()))?;
@@ -141,10 +148,6 @@ impl Engine {
     fn known(&self, node: &str) -> Result<(), Refusal> {
         if self.node_state(node).is_some() { Ok(()) } else { Err(unknown(node)) }
     }
-}
-
-fn unknown(node: &str) -> Refusal {
-    Refusal::NotFound(format!("there is no machine \"{node}\" in the site file"))
 }
 
 fn reason(default: &str, given: &str) -> String {

@@ -2,5 +2,7 @@
 
 mod dashboard;
 mod day;
+mod fallback;
 mod refusals;
+mod strangers;
 mod support;

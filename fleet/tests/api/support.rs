@@ -12,9 +12,9 @@ use labshift_fleet::{Clock, Fleet, FleetOptions};
 use labshift_model::{
     MacAddr,
     api::{FleetStatus, NodeView},
-    boot::{BootAnswer, BootPlaneEvent, Speaker},
+    boot::{BootAnswer, BootPlaneEvent, NoAnswer, Speaker},
     guest::{GuestState, GuestStatus, Role, SavedState},
-    manifest::{self, FileEntry, ImageKind, Manifest, Root, Signature},
+    manifest::{self, FileEntry, ImageKind, Manifest, Root, trusted_keys},
     node::{Facts, FromNode, Mode, NodeDesired, NodeStatus, ToNode},
     paths,
     site::Site,
@@ -47,39 +47,64 @@ pub fn example() -> Site {
 
 /// Publishes a small image in a store.
 pub fn publish(store: &Path, name: &str) {
+    publish_with(store, name, "");
+}
+
+/// The same, of another generation for each text of arguments; returns it.
+pub fn publish_with(store: &Path, name: &str, arguments: &str) -> String {
     let manifest = Manifest {
         schema: manifest::SCHEMA,
         name: name.into(),
         kind: ImageKind::Guest,
         architecture: "amd64".into(),
         kernel_release: "6.12".into(),
-        kernel_arguments: String::new(),
+        kernel_arguments: arguments.into(),
         root: Root { root_hash: "00".into(), salt: "11".into(), data_size: 4096, block_size: 4096 },
         files: Default::default(),
         lock: String::new(),
         services: vec![],
         modules: vec![],
         ports: vec![],
+        valid_days: None,
     };
     let bytes = manifest.to_bytes();
     let generation = manifest::generation_of(&bytes);
     let dir = store.join("images").join(name).join(&generation);
     std::fs::create_dir_all(&dir).expect("made");
     std::fs::create_dir_all(store.join("channels")).expect("made");
-    std::fs::write(dir.join(paths::MANIFEST), bytes).expect("written");
-    let signature = Signature { key: "00".repeat(32), ed25519: "00".repeat(64) };
+    std::fs::write(dir.join(paths::MANIFEST), &bytes).expect("written");
+    let signature = manifest::sign(
+        &bytes,
+        &ed25519_dalek::SigningKey::from_bytes(&[7; 32]),
+        jiff::Timestamp::UNIX_EPOCH,
+        None,
+    );
     std::fs::write(dir.join(paths::SIGNATURE), serde_json::to_vec(&signature).expect("JSON"))
         .expect("written");
-    std::fs::write(store.join("channels").join(name), generation).expect("written");
+    std::fs::write(store.join("channels").join(name), &generation).expect("written");
+    generation
 }
 
 impl Lab {
     /// Starts a server whose state lies under `dir`, at a local time of the site.
     pub async fn start(dir: &Path, local: &str) -> Lab {
-        let site = example();
+        Lab::start_with(dir, local, example()).await
+    }
+
+    /// The same for another site.
+    pub async fn start_with(dir: &Path, local: &str, site: Site) -> Lab {
         for image in ["lab", "guest-desktop", "guest-batch"] {
             publish(&dir.join("store"), image);
         }
+        Lab::reopen_with(dir, local, site).await
+    }
+
+    /// With the store and the state that are there.
+    pub async fn reopen(dir: &Path, local: &str) -> Lab {
+        Lab::reopen_with(dir, local, example()).await
+    }
+
+    async fn reopen_with(dir: &Path, local: &str, site: Site) -> Lab {
         let state = dir.join("state");
         let clock = Clock::parse(&format!("manual:{local}"), &site.timezone).expect("a clock");
         let options = FleetOptions {
@@ -184,8 +209,10 @@ impl Lab {
         node
     }
 
-    pub fn answer(&self, mac: MacAddr) -> Result<BootAnswer, String> {
-        self.fleet.directory().answer(mac, IpAddr::V4(Ipv4Addr::new(127, 77, 0, 11)))
+    pub fn answer(&self, mac: MacAddr) -> Result<BootAnswer, NoAnswer> {
+        let from = IpAddr::V4(Ipv4Addr::new(127, 77, 0, 11));
+        let signed = self.fleet.directory().answer(mac, "question1", from)?;
+        Ok(signed.open(&trusted_keys(&signed.key), "question1").expect("a signed answer"))
     }
 
     pub async fn channel(&self, token: &str) -> Result<Socket, u16> {

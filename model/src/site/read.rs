@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, net::Ipv4Addr, ops::RangeInclusive};
 use jiff::{SignedDuration, tz::TimeZone};
 use toml::Spanned;
 
-use super::{BatchGuest, Power, Room, Server, Site, Template, Workstation, calendar};
+use super::{
+    BatchGuest, Interface, Power, Relayed, Room, Server, Site, Template, Unknown, Workstation, calendar,
+    network::{self, Networks},
+};
 use crate::{
     fault::{Faults, Section, Source, nearest},
     guest::Role,
@@ -22,13 +25,28 @@ fn root(root: Section<'_, '_>) -> Option<Site> {
     let name = text(&root, "name", "what people call this site");
     let timezone = timezone(&root);
     let server = match root.section("server") {
-        Some(table) => server(table),
+        Some(table) => network::server(table),
         None => {
             root.missing("server", "add a [server] table with address = \"10.77.0.1/24\"");
             None
         }
     };
+    let interfaces: Vec<_> = root.sections("interface").into_iter().filter_map(network::interface).collect();
+    Names::new(&root, "interface", interfaces.iter().map(|(_, n)| n));
+    let interfaces: Vec<Interface> = interfaces.into_iter().map(|(i, _)| i).collect();
+    let relayed: Vec<Relayed> = root
+        .sections("relayed")
+        .into_iter()
+        .filter_map(|table| network::relayed(table, &interfaces))
+        .collect();
+    let networks = server.as_ref().map(|server: &Server| Networks::new(server, &interfaces, &relayed));
+    if let Some((one, other)) = networks.as_ref().and_then(Networks::overlap) {
+        let at = root.section("server").map_or(0..0, |s| s.span());
+        let help = "each network of a site has addresses of its own";
+        root.source().fault(at, format!("the networks {one} and {other} overlap"), help);
+    }
     let power = power(root.section("power"));
+    let unknown = unknown(root.section("unknown"));
 
     let schedules: Vec<_> = root.sections("schedule").into_iter().filter_map(calendar::schedule).collect();
     let schedule_names = Names::new(&root, "schedule", schedules.iter().map(|(_, n)| n));
@@ -42,7 +60,7 @@ fn root(root: Section<'_, '_>) -> Option<Site> {
         .filter_map(|table| room(table, &schedule_names, &template_names, &templates))
         .collect();
     let room_names = Names::new(&root, "room", rooms.iter().map(|(_, n)| n));
-    let machines = machines(&root, &room_names, server.as_ref());
+    let machines = machines(&root, &room_names, networks.as_ref());
     let guests = guests(&root, &template_names, &templates);
     if room_names.0.is_empty() {
         root.missing("room", "add at least one [[room]]");
@@ -52,6 +70,9 @@ fn root(root: Section<'_, '_>) -> Option<Site> {
         name: name?,
         timezone: timezone?,
         server: server?,
+        interfaces,
+        relayed,
+        unknown,
         power,
         rooms: rooms.into_iter().map(|(r, _)| r).collect(),
         machines,
@@ -71,83 +92,6 @@ fn timezone(root: &Section<'_, '_>) -> Option<TimeZone> {
     zone
 }
 
-fn server(table: Section<'_, '_>) -> Option<Server> {
-    let help = "the server's address with the subnet's prefix length, like \"10.77.0.1/24\"";
-    let address = table.required("address", help).and_then(|found| {
-        let parsed = found.get_ref().split_once('/').and_then(|(address, prefix)| {
-            let prefix = prefix.parse::<u8>().ok().filter(|p| (8..=30).contains(p))?;
-            Some((address.parse::<Ipv4Addr>().ok()?, prefix))
-        });
-        if parsed.is_none() {
-            let message =
-                format!("\"{}\" is not an address with a prefix length from 8 to 30", found.get_ref());
-            table.source().fault(found.span(), message, help);
-        }
-        Some((parsed?, found.span()))
-    });
-    let pool = table.string("pool");
-    let gateway = table.parsed::<Ipv4Addr>("gateway");
-    let dns = table
-        .strings("dns")
-        .into_iter()
-        .filter_map(|item| {
-            let parsed = item.get_ref().parse().ok();
-            if parsed.is_none() {
-                table.source().fault(
-                    item.span(),
-                    format!("\"{}\" is not an IPv4 address", item.get_ref()),
-                    "",
-                );
-            }
-            parsed
-        })
-        .collect();
-    let lease_seconds = duration(&table, "lease", 60..=30 * 86400).unwrap_or(3600);
-    let source = table.source();
-    table.close();
-    let ((address, prefix), span) = address?;
-    let mut server = Server {
-        address,
-        prefix,
-        pool: None,
-        gateway: gateway.as_ref().map(|g| *g.get_ref()),
-        dns,
-        lease_seconds,
-    };
-    if !server.is_host(address) {
-        source.fault(
-            span,
-            format!("{address} is not a host's address in its own subnet"),
-            "take another address",
-        );
-    }
-    if let Some(gateway) = gateway.filter(|g| !server.is_host(*g.get_ref())) {
-        let message = format!("gateway {} is outside the subnet of the server's address", gateway.get_ref());
-        source.fault(gateway.span(), message, "");
-    }
-    if let Some(pool) = pool {
-        let help = "two addresses like \"10.77.0.100-10.77.0.199\"";
-        let ends = pool.get_ref().split_once('-');
-        let ends = ends.and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
-        match ends {
-            None => {
-                source.fault(pool.span(), format!("\"{}\" is not a range of addresses", pool.get_ref()), help)
-            }
-            Some((first, last)) if first > last => {
-                source.fault(pool.span(), "the pool ends before it begins", "swap the two addresses");
-            }
-            Some((first, last)) if !server.is_host(first) || !server.is_host(last) => {
-                source.fault(pool.span(), "the pool is not inside the subnet of the server's address", help);
-            }
-            Some((first, last)) if (first..=last).contains(&address) => {
-                source.fault(pool.span(), format!("the pool holds the server's own address {address}"), "");
-            }
-            Some(ends) => server.pool = Some(ends),
-        }
-    }
-    Some(server)
-}
-
 fn power(table: Option<Section<'_, '_>>) -> Power {
     let mut power = Power { in_flight: 8, per_minute: 30, on_demand: false, idle_off_seconds: 1800 };
     let Some(table) = table else { return power };
@@ -160,6 +104,29 @@ fn power(table: Option<Section<'_, '_>>) -> Power {
     power.idle_off_seconds = duration(&table, "idle_off", 0..=86400).unwrap_or(power.idle_off_seconds);
     table.close();
     power
+}
+
+fn unknown(table: Option<Section<'_, '_>>) -> Unknown {
+    let Some(table) = table else { return Unknown::Ignore };
+    let policy = table.required("policy", "write \"ignore\", \"discover\" or \"boot\"");
+    let image = |help| text(&table, "image", help).unwrap_or_default();
+    let unknown = match policy.as_ref().map(|p| *p.get_ref()) {
+        Some("discover") => {
+            Unknown::Discover(image("name of a host image: its init reports the machine's hardware"))
+        }
+        Some("boot") => Unknown::Boot(image("name of the host image that unknown machines boot")),
+        Some("ignore") | None => Unknown::Ignore,
+        Some(other) => {
+            let span = policy.as_ref().map_or_else(|| table.span(), Spanned::span);
+            let message =
+                format!("\"policy\" must be \"ignore\", \"discover\" or \"boot\", but this is \"{other}\"");
+            table.source().fault(span, message, "");
+            let _ = table.string("image");
+            Unknown::Ignore
+        }
+    };
+    table.close();
+    unknown
 }
 
 fn template(table: Section<'_, '_>) -> Option<(Template, Spanned<String>)> {
@@ -232,7 +199,7 @@ fn room(
     Some((room, name))
 }
 
-fn machines(root: &Section<'_, '_>, rooms: &Names, server: Option<&Server>) -> Vec<Workstation> {
+fn machines(root: &Section<'_, '_>, rooms: &Names, networks: Option<&Networks>) -> Vec<Workstation> {
     let mut names = vec![];
     let mut macs: BTreeMap<MacAddr, String> = BTreeMap::new();
     let mut addresses: BTreeMap<Ipv4Addr, String> = BTreeMap::new();
@@ -254,16 +221,12 @@ fn machines(root: &Section<'_, '_>, rooms: &Names, server: Option<&Server>) -> V
                 table.source().fault(mac.span(), message, "");
             }
         }
-        if let (Some(address), Some(server)) = (&address, server) {
+        if let (Some(address), Some(networks)) = (&address, networks) {
             let a = *address.get_ref();
             let fault =
                 |message: String| table.source().fault(address.span(), message, "take another address");
-            if !server.is_host(a) {
-                fault(format!("{a} is outside the lab's subnet {}/{}", server.address, server.prefix));
-            } else if a == server.address || Some(a) == server.gateway {
-                fault(format!("{a} is the server's or the gateway's own address"));
-            } else if server.pool.is_some_and(|(first, last)| (first..=last).contains(&a)) {
-                fault(format!("{a} is inside the pool for guests"));
+            if let Err(why) = networks.give(a) {
+                fault(why);
             } else if let Some(other) = addresses.insert(a, owner.clone()) {
                 fault(format!("{a} belongs to machine \"{other}\" already"));
             }
@@ -367,18 +330,18 @@ impl Names {
 pub(super) fn name(table: &Section<'_, '_>, help: &str) -> Option<Spanned<String>> {
     let found = table.required("name", help)?;
     let text = *found.get_ref();
-    let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    if text.is_empty()
-        || text.len() > 48
-        || !text.bytes().all(good)
-        || text.starts_with('-')
-        || text.ends_with('-')
-    {
+    if !is_name(text) {
         let help = "use up to 48 lower-case letters, digits and inner hyphens";
         table.source().fault(found.span(), format!("\"{text}\" can't be a name"), help);
         return None;
     }
     Some(Spanned::new(found.span(), text.to_owned()))
+}
+
+/// The rule of [`name`].
+pub(super) fn is_name(text: &str) -> bool {
+    let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    (1..=48).contains(&text.len()) && text.bytes().all(good) && !text.starts_with('-') && !text.ends_with('-')
 }
 
 /// A string that must be there and hold something printable.

@@ -323,7 +323,7 @@ impl Node {
 /// Ends what has been silent for too long.
 pub(super) fn expire(draft: &mut Draft<'_>) {
     let real = draft.inputs.moment.real;
-    let lease = i64::from(draft.inputs.site.server.lease_seconds);
+    let lease = i64::from(draft.inputs.site.longest_lease());
     let names: Vec<String> = draft.world.nodes.keys().cloned().collect();
     for name in names {
         let Some(node) = draft.world.nodes.get(&name).filter(|n| !n.connected) else { continue };

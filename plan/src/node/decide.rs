@@ -274,7 +274,11 @@ impl Writer<'_> {
         if kept_here || self.held_up {
             self.held_up = true;
         } else {
-            self.push(if self.observed.reboot { Step::Reboot } else { Step::PowerOff });
+            self.push(match (self.observed.reboot, self.observed.kexec) {
+                (true, true) => Step::Kexec,
+                (true, false) => Step::Reboot,
+                (false, _) => Step::PowerOff,
+            });
         }
     }
 

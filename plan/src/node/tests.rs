@@ -254,6 +254,8 @@ fn to_off_from_compute_and_desktop() {
 fn a_reboot_leaves_in_order_and_then_reboots() {
     let observed = NodeObserved { reboot: true, ..at_compute() };
     assert_eq!(steps(&desired(Mode::Compute), &observed).last(), Some(&Step::Reboot));
+    let observed = NodeObserved { kexec: true, ..observed };
+    assert_eq!(steps(&desired(Mode::Compute), &observed).last(), Some(&Step::Kexec));
 }
 
 #[test]
@@ -480,7 +482,7 @@ fn perform(observed: &mut NodeObserved, step: &Step, desired: &NodeDesired) {
         Step::DropImage { generation } => {
             assert!(observed.images.remove(generation));
         }
-        Step::Reboot | Step::PowerOff => {
+        Step::Reboot | Step::Kexec | Step::PowerOff => {
             let unsaved = observed.guests.values().any(|g| {
                 matches!(g.domain, Domain::Running | Domain::Paused) || g.saved.is_some_and(|s| !s.stored)
             });

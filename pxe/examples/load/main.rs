@@ -84,12 +84,14 @@ fn publish(store: &Path, bytes: usize) -> Result<String> {
         services: vec![],
         modules: vec![],
         ports: vec![],
+        valid_days: None,
     };
     let text = manifest.to_bytes();
     let path = format!("images/bench/{}", generation_of(&text));
     let directory = store.join(&path);
     std::fs::create_dir_all(&directory).context("making the generation")?;
-    let signature = sign(&text, &ed25519_dalek::SigningKey::from_bytes(&[7; 32]));
+    let signature =
+        sign(&text, &ed25519_dalek::SigningKey::from_bytes(&[7; 32]), jiff::Timestamp::now(), None);
     std::fs::write(directory.join("manifest.sig"), serde_json::to_vec(&signature)?)?;
     std::fs::write(directory.join("manifest.json"), text)?;
     std::fs::write(directory.join("vmlinuz"), content).context("writing the file")?;

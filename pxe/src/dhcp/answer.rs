@@ -25,7 +25,7 @@ use super::{
     reply::{Destination, Draft, Reply, destination},
     request::Request,
 };
-use crate::config::{Config, Mode, Subnet};
+use crate::config::{Config, Mode, NO_POOL, Subnet};
 
 /// Where a packet came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,9 +145,15 @@ impl Exchange<'_> {
         let taken_over = || self.machine.as_ref().and_then(|_| leases.unclaimed(&self.subnet, stranger));
         let Some(address) = chosen.or_else(taken_over) else {
             let (first, last) = self.subnet.pool;
-            tracing::warn!(
-                "no address for {mac}: the pool {first} to {last} is used up; widen it in site.toml"
-            );
+            if self.subnet.pool == NO_POOL {
+                tracing::warn!(
+                    "no address for {mac}: it has no fixed one, and its network has no pool in site.toml"
+                );
+            } else {
+                tracing::warn!(
+                    "no address for {mac}: the pool {first} to {last} is used up; widen it in site.toml"
+                );
+            }
             return Answer::default();
         };
         leases.offer(mac, address, self.now);

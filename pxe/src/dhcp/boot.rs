@@ -9,7 +9,8 @@
 //! our init    base URL of the server, whatever the choice
 //! ```
 //!
-//! Virtual machines and strangers get an address only.
+//! Virtual machines get an address only. For machines that nobody knows the directory chooses as for all others: nothing, unless
+//! the site has a policy for them.
 
 use labshift_model::{
     MacAddr,
@@ -51,7 +52,6 @@ pub fn boot_file(
         Client::Other => None,
         _ if machine.is_some_and(|m| m.kind == MachineKind::Guest) => None,
         Client::Init => Some(BootFile::Base(base)),
-        _ if machine.is_none() => None,
         Client::Ipxe => match choice() {
             BootChoice::Image { .. } | BootChoice::Refuse(_) => {
                 Some(BootFile::Script(script_url(&base, mac)))
@@ -111,7 +111,9 @@ mod tests {
             (firmware(Platform::Bios), Some(&node), BootChoice::LocalDisk, None),
             (Client::Ipxe, Some(&node), BootChoice::Ignore, None),
             (firmware(Platform::Uefi), Some(&guest), image(), None),
-            (Client::Ipxe, None, image(), None),
+            (Client::Ipxe, None, BootChoice::Ignore, None),
+            (Client::Ipxe, None, image(), script()),
+            (firmware(Platform::Bios), None, image(), tftp("undionly.kpxe")),
             (Client::Init, None, image(), base()),
             (Client::Init, Some(&node), BootChoice::Ignore, base()),
             (Client::Init, Some(&guest), image(), None),

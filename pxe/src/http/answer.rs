@@ -10,7 +10,7 @@ use axum::{
 };
 use labshift_model::{
     MacAddr,
-    boot::{BootChoice, MachineKind},
+    boot::{BootChoice, LONGEST_NONCE, MachineKind, NoAnswer, is_nonce},
 };
 use serde::Deserialize;
 
@@ -20,10 +20,12 @@ use crate::{
     store,
 };
 
-/// `?mac=..`; init adds the machine's UUID, which is no key: several machines can share one.
+/// `?mac=..`; init adds a number of its own, which comes back in the signed answer.
 #[derive(Deserialize)]
 pub(super) struct Asker {
     mac: Option<String>,
+    #[serde(default)]
+    nonce: String,
 }
 
 impl Asker {
@@ -50,17 +52,22 @@ pub(super) async fn ipxe_script(State(context): State<Context>, Query(asker): Qu
         Ok(mac) => mac,
         Err(refused) => return *refused,
     };
-    let machine = context.directory.machine(mac).filter(|m| m.kind == MachineKind::Node);
-    let (Some(machine), choice) = (machine, context.directory.boot(mac)) else {
-        return sentence(StatusCode::NOT_FOUND, format!("no machine in site.toml has MAC address {mac}"));
+    let machine = context.directory.machine(mac);
+    let (name, choice) = match &machine {
+        Some(machine) if machine.kind == MachineKind::Node => {
+            (machine.name.clone(), context.directory.boot(mac))
+        }
+        Some(_) => (mac.to_string(), BootChoice::Ignore),
+        None => (mac.to_string(), context.directory.boot(mac)),
     };
-    let say = |what: &Script<'_>| script(&base, mac, &machine.name, what);
+    let say = |what: &Script<'_>| script(&base, mac, &name, what);
     text(match choice {
+        BootChoice::Ignore if machine.is_none() => {
+            let why = format!("no machine in site.toml has MAC address {mac}");
+            return sentence(StatusCode::NOT_FOUND, why);
+        }
         BootChoice::Ignore => {
-            return sentence(
-                StatusCode::NOT_FOUND,
-                format!("{} does not boot from this server", machine.name),
-            );
+            return sentence(StatusCode::NOT_FOUND, format!("{name} does not boot from this server"));
         }
         BootChoice::LocalDisk => say(&Script::LocalDisk),
         BootChoice::Refuse(reason) => say(&Script::Wait(&reason)),
@@ -72,7 +79,7 @@ pub(super) async fn ipxe_script(State(context): State<Context>, Query(asker): Qu
                     say(&Script::Boot { manifest: &manifest, generation: &generation, arguments: &arguments })
                 }
                 Err(reason) => {
-                    tracing::error!("{}: image {name}: {reason}", machine.name);
+                    tracing::error!("image {name} for {mac}: {reason}");
                     say(&Script::Wait(&format!("image {name} can not be read: {reason}")))
                 }
             }
@@ -95,6 +102,12 @@ pub(super) async fn boot_answer(
         Ok(mac) => mac,
         Err(refused) => return *refused,
     };
+    if !is_nonce(&asker.nonce) {
+        return sentence(
+            StatusCode::BAD_REQUEST,
+            format!("the nonce must be at most {LONGEST_NONCE} letters and digits"),
+        );
+    }
     // A new session is a write to the database: no place for a busy loop on some machine.
     if !context.limiter.allows(peer.ip(), Instant::now()) {
         return super::report::too_many();
@@ -104,8 +117,10 @@ pub(super) async fn boot_answer(
         tracing::warn!("{peer} asked for the boot answer of {mac}: {reason}");
         return sentence(StatusCode::FORBIDDEN, reason);
     }
-    match context.directory.answer(mac, peer) {
+    match context.directory.answer(mac, &asker.nonce, peer) {
         Ok(answer) => ([(header::CACHE_CONTROL, "no-store")], Json(answer)).into_response(),
-        Err(reason) => sentence(StatusCode::FORBIDDEN, reason),
+        Err(NoAnswer::Refused(reason)) => sentence(StatusCode::FORBIDDEN, reason),
+        // Not yet: it waits to be adopted.
+        Err(NoAnswer::Unknown(reason)) => sentence(StatusCode::ACCEPTED, reason),
     }
 }

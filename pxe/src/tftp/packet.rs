@@ -102,13 +102,11 @@ impl ReadRequest {
     }
 }
 
-/// DATA.
-pub fn data(block: u16, bytes: &[u8]) -> Vec<u8> {
-    let mut packet = Vec::with_capacity(4 + bytes.len());
-    packet.extend(DATA.to_be_bytes());
-    packet.extend(block.to_be_bytes());
-    packet.extend(bytes);
-    packet
+/// DATA, behind what `packets` holds already.
+pub fn data_into(packets: &mut Vec<u8>, block: u16, bytes: &[u8]) {
+    packets.extend_from_slice(&DATA.to_be_bytes());
+    packets.extend_from_slice(&block.to_be_bytes());
+    packets.extend_from_slice(bytes);
 }
 
 /// OACK.

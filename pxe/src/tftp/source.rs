@@ -1,15 +1,15 @@
 //! The bytes behind a transfer: a text made for the client, or a file read piece by piece.
 
-use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc};
+use std::{fs::File, io, os::unix::fs::FileExt};
 
 /// Bytes read at a time.
-const AHEAD: usize = 256 * 1024;
+const AHEAD: usize = 64 * 1024;
 
 /// Something to send, with its size.
 #[derive(Debug)]
 pub struct Source {
     /// None for a text, which is all in `ahead`.
-    file: Option<Arc<File>>,
+    file: Option<File>,
     size: u64,
     /// Where `ahead` begins.
     at: u64,
@@ -24,7 +24,7 @@ impl Source {
 
     /// A file of a size that was looked up.
     pub fn file(file: File, size: u64) -> Self {
-        Source { file: Some(file.into()), size, at: 0, ahead: vec![] }
+        Source { file: Some(file), size, at: 0, ahead: vec![] }
     }
 
     /// Bytes in all.
@@ -32,15 +32,13 @@ impl Source {
         self.size
     }
 
-    /// Up to `length` bytes at `offset`; fewer only at the end. Reads ahead off the runtime's threads.
-    pub async fn read(&mut self, offset: u64, length: usize) -> io::Result<&[u8]> {
+    /// Up to `length` bytes at `offset`; fewer only at the end.
+    pub fn read(&mut self, offset: u64, length: usize) -> io::Result<&[u8]> {
         let length = length.min(usize::try_from(self.size.saturating_sub(offset)).unwrap_or(usize::MAX));
         if let Some(file) = &self.file
             && (offset < self.at || offset + length as u64 > self.at + self.ahead.len() as u64)
         {
-            let (file, buffer) = (file.clone(), std::mem::take(&mut self.ahead));
-            let read = tokio::task::spawn_blocking(move || fill(&file, buffer, offset, length.max(AHEAD)));
-            self.ahead = read.await.map_err(io::Error::other)??;
+            fill(file, &mut self.ahead, offset, length.max(AHEAD))?;
             self.at = offset;
         }
         let start = (offset - self.at) as usize;
@@ -51,7 +49,7 @@ impl Source {
 }
 
 /// Fills the buffer from `offset`, to `length` bytes or the end of the file.
-fn fill(file: &File, mut buffer: Vec<u8>, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+fn fill(file: &File, buffer: &mut Vec<u8>, offset: u64, length: usize) -> io::Result<()> {
     buffer.resize(length, 0);
     let mut filled = 0;
     while filled < length {
@@ -63,5 +61,5 @@ fn fill(file: &File, mut buffer: Vec<u8>, offset: u64, length: usize) -> io::Res
         }
     }
     buffer.truncate(filled);
-    Ok(buffer)
+    Ok(())
 }

@@ -1,23 +1,14 @@
-//! One transfer: its own socket, connected to the client, until the last ACK, an ERROR, or silence.
+//! One transfer, on a thread of its own, until the last ACK, an ERROR, or silence.
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     ops::RangeInclusive,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
-
-use tokio::{
-    net::UdpSocket,
-    time::{Instant, timeout_at},
+    time::{Duration, Instant},
 };
 
 use super::{
-    packet::{Packet, Terms, code, data, error, oack},
+    line::Line,
+    packet::{Packet, Terms, code, data_into, error, oack},
     source::Source,
     window::{Step, Window},
 };
@@ -37,6 +28,8 @@ pub enum End {
     /// The client looked at the options, or at our answer to them, and went away: usual for firmware that wants to know
     /// the size.
     Probed,
+    /// Another transfer took its place, or the server ends.
+    Replaced,
     /// It did not complete.
     Broken(String),
 }
@@ -70,83 +63,76 @@ impl Patience {
 }
 
 /// A transfer about to start.
-pub struct Transfer {
-    /// Our address; the port is new.
-    pub from: Ipv4Addr,
-    /// The client.
-    pub to: SocketAddrV4,
+pub struct Transfer<'l> {
+    /// The way to the client.
+    pub line: &'l Line,
     /// What to send.
     pub source: Source,
     /// As agreed.
     pub terms: Terms,
-    /// Set before the client can see that the port is closed: what it asks then is a new request, no copy.
-    pub over: Arc<AtomicBool>,
+    /// The packets of one window, kept from one to the next.
+    packets: Vec<u8>,
 }
 
-impl Transfer {
-    /// Sends the whole.
-    pub async fn run(mut self) -> End {
-        let opened = async {
-            let socket = UdpSocket::bind(SocketAddr::from((self.from, 0))).await?;
-            socket.connect(self.to).await.map(|()| socket)
-        };
-        let socket = match opened.await {
-            Ok(socket) => socket,
-            Err(e) => return End::Broken(e.to_string()),
-        };
-        let end = self.send(&socket).await;
-        self.over.store(true, Ordering::Release);
-        drop(socket);
-        end.unwrap_or_else(|e| End::Broken(e.to_string()))
+impl<'l> Transfer<'l> {
+    /// On this line, with these terms.
+    pub fn new(line: &'l Line, source: Source, terms: Terms) -> Self {
+        Transfer { line, source, terms, packets: vec![] }
     }
 
-    async fn send(&mut self, socket: &UdpSocket) -> io::Result<End> {
+    /// Sends the whole. `chosen` is called at the client's first ACK: from then on it speaks with this transfer, and with no other
+    /// that it may have asked for.
+    pub fn run(mut self, chosen: impl FnOnce()) -> End {
+        match self.send(chosen) {
+            _ if self.line.is_over() => End::Replaced,
+            Ok(end) => end,
+            Err(e) => End::Broken(e.to_string()),
+        }
+    }
+
+    fn send(&mut self, chosen: impl FnOnce()) -> io::Result<End> {
         let mut window = Window::new(self.source.size(), self.terms.block, self.terms.window);
         let mut patience = Patience::new(self.terms.timeout);
         let (mut heard, mut sent) = (Instant::now(), Instant::now());
+        let (mut chosen, mut waits) = (Some(chosen), Duration::ZERO);
         let opening = (!self.terms.accepted.is_empty()).then(|| oack(&self.terms.accepted));
         match &opening {
-            Some(packet) => push(socket, packet).await?,
-            None => self.blocks(socket, window.again()).await?,
+            Some(packet) => self.line.send(packet)?,
+            None => self.blocks(window.again())?,
         }
         let mut buffer = [0; 512];
-        loop {
-            let received = match timeout_at(sent + patience.wait, socket.recv(&mut buffer)).await {
-                Ok(Ok(length)) => Packet::of(&buffer[..length]),
-                Ok(Err(e)) if e.kind() == io::ErrorKind::ConnectionRefused => return Ok(self.gone(&window)),
-                Ok(Err(e)) => return Err(e),
-                Err(_) if heard.elapsed() > PATIENCE => {
-                    let seconds = PATIENCE.as_secs();
-                    return Ok(End::Broken(format!(
-                        "no answer for {seconds} s after block {}",
-                        window.acked()
-                    )));
-                }
-                Err(_) => {
-                    patience.silent();
-                    match opening.as_ref().filter(|_| !window.is_open()) {
-                        Some(packet) => push(socket, packet).await?,
-                        None => self.blocks(socket, window.again()).await?,
-                    }
-                    sent = Instant::now();
-                    continue;
-                }
+        while !self.line.is_over() {
+            if waits != patience.wait {
+                waits = patience.wait;
+                self.line.patience(waits)?;
+            }
+            let received = match self.line.receive(&mut buffer) {
+                Ok(received) => received,
+                Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => return Ok(self.gone(&window)),
+                Err(e) => return Err(e),
             };
-            match received {
-                Ok(Packet::Ack(number)) => match window.take(number) {
-                    Step::Done => return Ok(End::Sent),
-                    Step::Wait => {}
-                    Step::Send(range) => {
-                        heard = Instant::now();
-                        patience.answered(heard - sent);
-                        self.blocks(socket, range).await?;
-                        sent = Instant::now();
+            let packet = received.map(|length| Packet::of(&buffer[..length]));
+            match packet {
+                Some(Ok(Packet::Ack(number))) => {
+                    if let Some(chosen) = chosen.take() {
+                        chosen();
                     }
-                },
-                Ok(Packet::Error(number, _)) if number == code::OPTIONS || window.acked() == 0 => {
+                    match window.take(number) {
+                        Step::Done => return Ok(End::Sent),
+                        Step::Wait => {}
+                        Step::Send(range) => {
+                            heard = Instant::now();
+                            patience.answered(heard - sent);
+                            self.blocks(range)?;
+                            sent = Instant::now();
+                            continue;
+                        }
+                    }
+                }
+                Some(Ok(Packet::Error(number, _))) if number == code::OPTIONS || window.acked() == 0 => {
                     return Ok(End::Probed);
                 }
-                Ok(Packet::Error(number, text)) => {
+                Some(Ok(Packet::Error(number, text))) => {
                     let block = window.acked();
                     return Ok(End::Broken(format!(
                         "client stopped after block {block}: error {number} {text}"
@@ -154,7 +140,22 @@ impl Transfer {
                 }
                 _ => {}
             }
+            // Packets that say nothing new do not put off what is due.
+            if sent.elapsed() < waits {
+                continue;
+            }
+            if heard.elapsed() > PATIENCE {
+                let (seconds, block) = (PATIENCE.as_secs(), window.acked());
+                return Ok(End::Broken(format!("no answer for {seconds} s after block {block}")));
+            }
+            patience.silent();
+            match opening.as_ref().filter(|_| !window.is_open()) {
+                Some(packet) => self.line.send(packet)?,
+                None => self.blocks(window.again())?,
+            }
+            sent = Instant::now();
         }
+        Ok(End::Replaced)
     }
 
     /// The client's port is closed: it has all and its last ACK was lost, or it has given up.
@@ -166,26 +167,18 @@ impl Transfer {
         }
     }
 
-    async fn blocks(&mut self, socket: &UdpSocket, range: RangeInclusive<u64>) -> io::Result<()> {
+    fn blocks(&mut self, range: RangeInclusive<u64>) -> io::Result<()> {
+        self.packets.clear();
         for number in range {
             let offset = (number - 1) * self.terms.block as u64;
-            let bytes = match self.source.read(offset, self.terms.block).await {
-                Ok(bytes) => bytes,
+            match self.source.read(offset, self.terms.block) {
+                Ok(bytes) => data_into(&mut self.packets, number as u16, bytes),
                 Err(e) => {
-                    push(socket, &error(code::UNDEFINED, "the server could not read the file")).await?;
+                    self.line.send(&error(code::UNDEFINED, "the server could not read the file"))?;
                     return Err(e);
                 }
-            };
-            push(socket, &data(number as u16, bytes)).await?;
+            }
         }
-        Ok(())
-    }
-}
-
-/// Sends, and takes a full queue or a passing fault of the network for a lost packet.
-async fn push(socket: &UdpSocket, packet: &[u8]) -> io::Result<()> {
-    match socket.send(packet).await {
-        Err(e) if matches!(e.raw_os_error(), Some(nix::libc::ENOBUFS | nix::libc::EHOSTUNREACH)) => Ok(()),
-        other => other.map(drop),
+        self.line.send_all(&self.packets, self.terms.block + 4)
     }
 }

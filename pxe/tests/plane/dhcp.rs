@@ -9,7 +9,7 @@ use labshift_model::{
     boot::{BootPlaneEvent, Speaker},
 };
 use labshift_pxe::{
-    Subnet,
+    NO_POOL, Subnet,
     dhcp::{
         answer::{Answer, Port},
         reply::Destination,
@@ -18,8 +18,8 @@ use labshift_pxe::{
 };
 
 use crate::fake::{
-    Ask, Bench, DISK, FIXED, FIXED_ADDRESS, GUEST, POOLED, REFUSED, SERVER, STRANGER, boot_file, kind, raw,
-    read,
+    Ask, Bench, DISK, FIXED, FIXED_ADDRESS, GUEST, NEW, POOLED, REFUSED, SERVER, STRANGER, boot_file, kind,
+    raw, read,
 };
 
 const SCRIPT: &str = "http://10.77.0.1:8080/boot/script.ipxe?mac=";
@@ -55,6 +55,9 @@ fn case_01_05_06_07_every_client_gets_address_and_boot_file_in_one_reply() {
         (Ask::discover(GUEST), None, None),
         (Ask::discover(STRANGER).firmware(7), None, None),
         (Ask::discover(STRANGER).ipxe(), None, None),
+        (Ask::discover(NEW).firmware(7), Some(uki()), Some("PXEClient")),
+        (Ask::discover(NEW).ipxe(), script(NEW), None),
+        (Ask::discover(NEW), None, None),
     ] {
         let offer = Bench::new().reply(&ask);
         assert_eq!(kind(&offer), MessageType::Offer);
@@ -378,6 +381,11 @@ fn a_lapsed_lease_goes_to_the_next() {
     bench.config.pool = ([10, 77, 0, 200].into(), [10, 77, 0, 200].into());
     let address = bench.boot(POOLED);
     assert_eq!(bench.send(&Ask::discover(STRANGER)), Answer::default(), "the pool is used up");
+    let mut fixed = Bench::new();
+    fixed.config.pool = NO_POOL;
+    assert!(fixed.config.faults().is_empty());
+    assert_eq!(fixed.send(&Ask::discover(STRANGER)), Answer::default(), "there is no pool");
+    assert_eq!(fixed.boot(FIXED), FIXED_ADDRESS);
     bench.now += SignedDuration::from_secs(3600);
     assert_eq!(bench.boot(STRANGER), address);
     let late = Ask { ciaddr: address, ..Ask::of(3, POOLED) };

@@ -14,7 +14,10 @@ use ed25519_dalek::SigningKey;
 use jiff::Timestamp;
 use labshift_model::{
     MacAddr,
-    boot::{BootAnswer, BootChoice, BootPlaneEvent, Directory, Journal, Machine, MachineKind},
+    boot::{
+        BootAnswer, BootChoice, BootPlaneEvent, Directory, Journal, Machine, MachineKind, NoAnswer,
+        SignedAnswer,
+    },
     manifest::{FileEntry, ImageKind, Manifest, Root, SCHEMA, generation_of, sign},
 };
 use labshift_pxe::{
@@ -40,6 +43,8 @@ pub const GUEST: MacAddr = MacAddr([2, 0, 0, 0, 0, 3]);
 pub const REFUSED: MacAddr = MacAddr([2, 0, 0, 0, 0, 4]);
 /// Boots from its disk.
 pub const DISK: MacAddr = MacAddr([2, 0, 0, 0, 0, 5]);
+/// Not in the directory, but there is an image for it.
+pub const NEW: MacAddr = MacAddr([2, 0, 0, 0, 0, 98]);
 /// Not in the directory.
 pub const STRANGER: MacAddr = MacAddr([2, 0, 0, 0, 0, 99]);
 
@@ -69,7 +74,7 @@ impl Directory for Site {
         match mac {
             REFUSED => BootChoice::Refuse("the room is closed".to_owned()),
             DISK => BootChoice::LocalDisk,
-            FIXED | POOLED => BootChoice::Image {
+            FIXED | POOLED | NEW => BootChoice::Image {
                 name: "lab".to_owned(),
                 generation: self.generation.clone(),
                 arguments: self.arguments.clone(),
@@ -78,21 +83,27 @@ impl Directory for Site {
         }
     }
 
-    fn answer(&self, mac: MacAddr, _: IpAddr) -> Result<BootAnswer, String> {
+    fn answer(&self, mac: MacAddr, nonce: &str, _: IpAddr) -> Result<SignedAnswer, NoAnswer> {
         if mac != FIXED {
-            return Err(format!("{mac} may not boot: the room is closed"));
+            return Err(match mac {
+                NEW => NoAnswer::Unknown(format!("{mac} is no machine of this site")),
+                _ => NoAnswer::Refused(format!("{mac} may not boot: the room is closed")),
+            });
         }
-        Ok(BootAnswer {
+        let key = SigningKey::from_bytes(&[7; 32]);
+        let answer = BootAnswer {
             node: "lab-01".to_owned(),
             room: "101".to_owned(),
             image: "lab".to_owned(),
             generation: self.generation.clone(),
             manifest: "{}".to_owned(),
-            signature: sign(b"{}", &SigningKey::from_bytes(&[7; 32])),
+            signature: sign(b"{}", &key, NOW, None),
             attempt: 3,
             token: "secret".to_owned(),
             now: NOW,
-        })
+            nonce: nonce.to_owned(),
+        };
+        Ok(SignedAnswer::sign(&answer, &key))
     }
 }
 
@@ -156,12 +167,15 @@ pub fn publish(store: &Path, files: &[(&str, &[u8])]) -> String {
         services: vec![],
         modules: vec![],
         ports: vec![],
+        valid_days: None,
     };
     let bytes = manifest.to_bytes();
     let generation = generation_of(&bytes);
     let directory = store.join("images/lab").join(&generation);
     std::fs::create_dir_all(&directory).expect("making the generation");
-    let signature = serde_json::to_vec(&sign(&bytes, &SigningKey::from_bytes(&[7; 32]))).expect("signing");
+    let signature =
+        serde_json::to_vec(&sign(&bytes, &SigningKey::from_bytes(&[7; 32]), Timestamp::UNIX_EPOCH, None))
+            .expect("signing");
     for (name, content) in
         files.iter().copied().chain([("manifest.json", &bytes[..]), ("manifest.sig", &signature)])
     {

@@ -9,7 +9,10 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 
-use labshift_model::boot::{BootAnswer, BootPlaneEvent};
+use labshift_model::{
+    boot::{BootPlaneEvent, Disbelieved, SignedAnswer},
+    manifest::trusted_keys,
+};
 use labshift_pxe::{
     Config,
     dhcp::socket::{Table, now},
@@ -22,7 +25,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::fake::{DISK, FIXED, GUEST, Notes, POOLED, REFUSED, STRANGER, Site, publish};
+use crate::fake::{DISK, FIXED, GUEST, NEW, Notes, POOLED, REFUSED, STRANGER, Site, publish};
 
 const GUARD: Duration = Duration::from_secs(60);
 
@@ -222,6 +225,8 @@ async fn scripts_by_machine() {
     assert!(script(DISK).await.1.contains("sanboot"));
     assert_eq!(script(GUEST).await.0, StatusCode::NOT_FOUND);
     assert_eq!(script(STRANGER).await.0, StatusCode::NOT_FOUND);
+    let (status, text) = script(NEW).await;
+    assert!(status == StatusCode::OK && text.contains(&format!("labshift: {NEW} boots lab")), "{text}");
     assert_eq!(running.text("/boot/script.ipxe?mac=nonsense").await.0, StatusCode::BAD_REQUEST);
     let (status, text) = running.text("/boot/script.ipxe").await;
     assert!(status == StatusCode::OK && text.contains("script.ipxe?mac=${netX/mac}"), "{text}");
@@ -231,8 +236,17 @@ async fn scripts_by_machine() {
 #[tokio::test]
 async fn init_gets_its_answer_or_a_sentence() {
     let running = start().await;
-    let (status, text) = running.text(&format!("/v1/boot/answer?mac={FIXED}&uuid=x")).await;
-    let answer: BootAnswer = serde_json::from_str(&text).expect("an answer");
+    let (status, text) = running.text(&format!("/v1/boot/answer?mac={FIXED}&nonce=abc1")).await;
+    let signed: SignedAnswer = serde_json::from_str(&text).expect("an answer");
+    let keys = trusted_keys(&signed.key);
+    let answer = signed.open(&keys, "abc1").expect("signed for this question");
+    assert_eq!(signed.open(&keys, "abc2"), Err(Disbelieved::Recorded));
+    assert_eq!(signed.open(&[], "abc1"), Err(Disbelieved::UnknownKey(signed.key.clone())));
+    let moved = signed.answer.replacen("lab-01", "lab-02", 1);
+    let moved = SignedAnswer { answer: moved, ..signed.clone() };
+    assert_eq!(moved.open(&keys, "abc1"), Err(Disbelieved::BadSignature));
+    let odd = running.text(&format!("/v1/boot/answer?mac={FIXED}&nonce={}", "a".repeat(65))).await;
+    assert_eq!(odd.0, StatusCode::BAD_REQUEST);
     assert_eq!((status, answer.attempt), (StatusCode::OK, 3));
     now(&running.table).bind(DISK, Ipv4Addr::LOCALHOST, 3600, Timestamp::now());
     let (status, text) = running.text(&format!("/v1/boot/answer?mac={DISK}")).await;
@@ -240,6 +254,9 @@ async fn init_gets_its_answer_or_a_sentence() {
         (status, &text[..]),
         (StatusCode::FORBIDDEN, "02:00:00:00:00:05 may not boot: the room is closed\n")
     );
+    now(&running.table).bind(NEW, Ipv4Addr::LOCALHOST, 3600, Timestamp::now());
+    let (status, text) = running.text(&format!("/v1/boot/answer?mac={NEW}")).await;
+    assert_eq!((status, &text[..]), (StatusCode::ACCEPTED, "02:00:00:00:00:62 is no machine of this site\n"));
 }
 
 /// The answer carries the node's secret: nobody gets it by naming another machine's card.

@@ -244,16 +244,6 @@ async fn case_17_a_probe_for_the_size_is_no_failed_boot() {
             timeout(GUARD, client.recv_from(&mut buffer)).await.expect("no hang").expect("OACK");
         assert_eq!(&buffer[..length], b"\x00\x06tsize\x005000\x00");
         client.send_to(b"\x00\x05\x00\x08aborted\x00", from).await.expect("sending");
-        // The port closes when the transfer is over.
-        let other = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
-        other.connect(from).await.expect("connecting");
-        timeout(GUARD, async {
-            while other.send(&[0, 4, 0, 0]).await.is_ok() {
-                tokio::task::yield_now().await;
-            }
-        })
-        .await
-        .expect("the transfer ends");
     }
     let mut again = Client::new(0).await;
     again.socket = client;
@@ -284,4 +274,86 @@ async fn a_client_that_stops_is_a_broken_transfer() {
     let broken = timeout(GUARD, broken).await.expect("no hang");
     let BootPlaneEvent::Broken { reason, .. } = broken else { panic!("{broken:?}") };
     assert!(reason.contains("client stopped after block 1: error 3 disk full"), "{reason}");
+}
+
+/// The network copies a request, or the client sends it again while the disk is slow: whichever answer it takes, that transfer goes on
+/// and nothing is left of the other.
+#[tokio::test]
+async fn case_17_20_a_request_that_comes_twice_is_one_transfer() {
+    let store = tempfile::tempdir().expect("a directory");
+    let bytes = content(1200);
+    let generation = publish(store.path(), &[("uki.efi", &bytes)]);
+    let running = start(store.path(), store.path()).await;
+    let request = request(&format!("images/lab/{generation}/uki.efi"), &[("tsize", "0")]);
+    for taken in 0..2 {
+        let client = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+        let mut ports: Vec<SocketAddr> = vec![];
+        let mut buffer = [0; 1500];
+        for _ in 0..2 {
+            client.send_to(&request, running.address).await.expect("sending");
+        }
+        while ports.len() < 2 {
+            let received = timeout(GUARD, client.recv_from(&mut buffer)).await.expect("no hang");
+            let (_, from) = received.expect("an OACK");
+            if !ports.contains(&from) {
+                ports.push(from);
+            }
+        }
+        let (from, mut next) = (ports[taken], 0u8);
+        while next < 3 {
+            client.send_to(&[0, 4, 0, next], from).await.expect("sending");
+            let received = timeout(GUARD, client.recv_from(&mut buffer)).await.expect("no hang");
+            let (_, sender) = received.expect("DATA");
+            next += u8::from(sender == from && buffer[..4] == [0, 3, 0, next + 1]);
+        }
+        client.send_to(&[0, 4, 0, 3], from).await.expect("sending");
+        let sent = |e: &BootPlaneEvent| matches!(e, BootPlaneEvent::Sent { .. });
+        running.notes.wait_for_count(taken + 1, sent).await;
+        // The port of the other one is closed.
+        let other = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+        other.connect(ports[1 - taken]).await.expect("connecting");
+        timeout(GUARD, async {
+            while other.send(&[0, 4, 0, 0]).await.is_ok() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .expect("the other transfer ends");
+    }
+    assert_eq!(running.notes.all().len(), 2, "{:?}", running.notes.all());
+}
+
+#[tokio::test]
+async fn transfers_over_ipv6_and_the_end_of_the_server_ends_them() {
+    let store = tempfile::tempdir().expect("a directory");
+    let generation = publish(store.path(), &[("uki.efi", &content(5000))]);
+    let mut running = start(store.path(), store.path()).await;
+    let config = Config::new("lo", [127, 0, 0, 1].into(), 8, store.path().into(), store.path().into());
+    let server = Server { config: Arc::new(config), journal: Arc::new(running.notes.clone()), mtu: 1500 };
+    let socket = std::net::UdpSocket::bind("[::1]:0").expect("IPv6 on the loopback");
+    nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::Ipv6RecvPacketInfo, &true).expect("set");
+    socket.set_nonblocking(true).expect("set");
+    let socket = UdpSocket::from_std(socket).expect("a socket");
+    let address = socket.local_addr().expect("bound");
+    running.task.abort();
+    running.task = tokio::spawn(server.run(socket));
+    let path = format!("images/lab/{generation}/uki.efi");
+    let mut client = Client::on("[::1]:0".parse().expect("an address"), 0).await;
+    let options = [("blksize", "9000")];
+    let got = timeout(GUARD, client.get(address, &path, &options)).await.expect("no hang").expect("the file");
+    assert!(got == content(5000) && client.accepted[1] == "1448", "the MTU less IPv6's header");
+
+    let stopped = UdpSocket::bind("[::1]:0").await.expect("a port");
+    stopped.send_to(&request(&path, &[]), address).await.expect("sending");
+    let mut buffer = [0; 1500];
+    let (_, from) = timeout(GUARD, stopped.recv_from(&mut buffer)).await.expect("no hang").expect("DATA");
+    running.task.abort();
+    stopped.connect(from).await.expect("connecting");
+    timeout(GUARD, async {
+        while stopped.send(&[0, 5, 0, 0]).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("its transfers end with the server");
 }

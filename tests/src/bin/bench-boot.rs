@@ -99,6 +99,7 @@ fn labshift() -> Boot {
             user: None,
             ready: None,
             tty: None,
+            limits: Default::default(),
         });
     });
     let root = image("lab").join("root.erofs");
@@ -118,7 +119,7 @@ fn labshift() -> Boot {
 }
 
 fn debian_live(peer: &Path) -> Boot {
-    let files = vec![("/filesystem.squashfs", peer.join("filesystem.squashfs"))];
+    let files = vec![("/filesystem.squashfs".to_owned(), peer.join("filesystem.squashfs"))];
     let server = Server::start(Behaviour { files, ..Default::default() });
     let arguments = format!("boot=live fetch={}/filesystem.squashfs", server.url());
     let setup = Setup { memory: 3072, arguments, foreign: Some(peer.to_owned()), ..Setup::default() };
