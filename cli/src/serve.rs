@@ -3,8 +3,8 @@
 //! ```text
 //!   lab network   DHCP, TFTP            pxe::BootPlane ---asks---> fleet::Directory
 //!   lab network   HTTP :8080            pxe routes + fleet routes (nodes, guests)
-//!   (both once for each network that the server has an interface on)
 //!   lab network   HTTPS (--https-port)   the same + images that admins push
+//!   (both once for each network that the server has an interface on)
 //!   this machine  HTTP 127.0.0.1:8088   fleet routes (admins) + dashboard + images that admins push
 //! ```
 

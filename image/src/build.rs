@@ -312,7 +312,7 @@ impl Job {
             ports: recipe.ports.clone(),
             valid_days: recipe.valid_days,
         };
-        write_manifest(directory, &manifest, &self.key, self.now)?;
+        write_manifest(directory, &manifest, (&self.key, self.now))?;
         Ok(Assembled { manifest, root_bytes, warnings: root.warnings })
     }
 }
@@ -363,8 +363,7 @@ fn published_lock(lock: &Lock) -> Lock {
 pub(crate) fn write_manifest(
     directory: &Path,
     manifest: &Manifest,
-    key: &SigningKey,
-    now: Timestamp,
+    (key, now): (&SigningKey, Timestamp),
 ) -> Result<(), BuildError> {
     let bytes = manifest.to_bytes();
     let signature = manifest::sign(&bytes, key, now, manifest.valid_days);

@@ -196,19 +196,20 @@ fn bad_input_is_named_and_the_store_stays_as_it_was() {
         assert_eq!((images, left), (0, 0), "{error}");
         error
     };
-    let deb = "/debian/pool/tool_2.0.deb";
-    let broken = |change: &dyn Fn(&mut BTreeMap<String, Vec<u8>>)| {
+    const DEB: &str = "/debian/pool/tool_2.0.deb";
+    type Served = BTreeMap<String, Vec<u8>>;
+    let broken = |change: fn(&mut Served)| {
         let world = World::new();
         change(&mut world.served.lock().unwrap());
         fail(&world, &world.options())
     };
-    let error = broken(&|served| served.get_mut(deb).unwrap()[70] ^= 1);
+    let error = broken(|served| served.get_mut(DEB).unwrap()[70] ^= 1);
     assert!(error.contains("pool/tool_2.0.deb") && error.contains("expected SHA-256"), "{error}");
-    let error = broken(&|served| served.get_mut(deb).unwrap().truncate(100));
+    let error = broken(|served| served.get_mut(DEB).unwrap().truncate(100));
     assert!(error.contains("pool/tool_2.0.deb") && error.contains("ended after 100 of"), "{error}");
-    let error = broken(&|served| drop(served.remove(deb)));
+    let error = broken(|served| drop(served.remove(DEB)));
     assert!(error.contains("pool/tool_2.0.deb") && error.contains("status 404"), "{error}");
-    let error = broken(&|served| served.get_mut("/debian/dists/trixie/InRelease").unwrap()[200] ^= 1);
+    let error = broken(|served| served.get_mut("/debian/dists/trixie/InRelease").unwrap()[200] ^= 1);
     assert!(error.contains("InRelease") || error.contains("dists/trixie"), "{error}");
 
     for (path, kind, says) in [

@@ -179,7 +179,7 @@ fn put(
     directory: &Path,
     mut manifest: Manifest,
     image: &[u8],
-    (key, now): (&SigningKey, Timestamp),
+    key: (&SigningKey, Timestamp),
 ) -> Result<Manifest, BuildError> {
     write(directory, paths::UKI, image)?;
     manifest.files.insert(paths::UKI.to_owned(), entry_of(&directory.join(paths::UKI))?);
@@ -193,7 +193,7 @@ fn put(
         write(directory, PROVENANCE, &bytes)?;
         manifest.files.insert(PROVENANCE.to_owned(), entry_of(&path)?);
     }
-    write_manifest(directory, &manifest, key, now)?;
+    write_manifest(directory, &manifest, key)?;
     Ok(manifest)
 }
 

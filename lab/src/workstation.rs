@@ -338,6 +338,8 @@ impl Workstation {
                 text.push_str(
                     " -global driver=cfi.pflash01,property=secure,value=on -global ICH9-LPC.disable_s3=1",
                 );
+                // The ROM of the other card is iPXE, which would start our kernel by itself: here the firmware's own PXE does.
+                text = text.replace("-device e1000e,netdev", "-device virtio-net-pci,romfile=,netdev");
                 Some((SECURE_CODE, SECURE_VARS))
             }
         };
