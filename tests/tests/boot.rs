@@ -9,9 +9,7 @@ use std::{
 };
 
 use labshift_model::api::AdoptRequest;
-use labshift_tests::{
-    TestLab, descendants, labshift, page_letters, root, store, text_screen_letters, wait_for_end_of,
-};
+use labshift_tests::{TestLab, descendants, page_letters, root, store, text_screen_letters, wait_for_end_of};
 
 const SITE: &str = include_str!("../../cli/src/lab/site.toml");
 const MORNING: &str = "manual:2026-11-23T07:40:00";
