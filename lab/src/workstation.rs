@@ -368,6 +368,8 @@ impl Workstation {
                 let text = String::from_utf8_lossy(&line);
                 if let Some(at) = text.find("labshift: ") {
                     self.note("serial", text[at..].trim_end());
+                } else if let Some(at) = text.find("BdsDxe: failed") {
+                    self.note("firmware", text[at..].trim_end());
                 }
                 line.clear();
             }

@@ -9,7 +9,9 @@ use std::{
 };
 
 use labshift_model::api::AdoptRequest;
-use labshift_tests::{TestLab, descendants, page_letters, root, store, text_screen_letters, wait_for_end_of};
+use labshift_tests::{
+    TestLab, descendants, labshift, page_letters, root, store, text_screen_letters, wait_for_end_of,
+};
 
 const SITE: &str = include_str!("../../cli/src/lab/site.toml");
 const MORNING: &str = "manual:2026-11-23T07:40:00";
@@ -67,6 +69,42 @@ fn a_flipped_byte_is_refused_by_name() {
         let picture = lab.reads(name, &format!("{name}-refused"), &letters, &texts);
         assert!(picture.find("ROOT-HUSH", &letters).is_none(), "the reader finds what is not there");
     }
+}
+
+/// Firmware with Secure Boot starts a kernel image that `image sign` signed with its key, and refuses the same one unsigned.
+#[test]
+fn secure_boot_starts_what_is_signed_only() {
+    let signed = root().join("target/test-lab/signed-store");
+    drop(fs::remove_dir_all(&signed));
+    copy(store(), &signed);
+    let unsigned = fs::read_to_string(signed.join("channels/lab")).expect("reading the channel");
+    let unsigned = unsigned.trim();
+    // The test key that Debian's OVMF trusts has a passphrase; image sign takes keys without one.
+    let key = signed.join("snakeoil.key");
+    let openssl = Command::new("openssl")
+        .args(["pkey", "-in", "/usr/share/ovmf/PkKek-1-snakeoil.key", "-passin", "pass:snakeoil", "-out"])
+        .arg(&key)
+        .status();
+    assert!(openssl.expect("starting openssl (run `make deps`)").success());
+    let sign = Command::new(labshift())
+        .args(["image", "sign", "lab", "--cert", "/usr/share/ovmf/PkKek-1-snakeoil.pem", "--key"])
+        .arg(&key)
+        .arg("-o")
+        .arg(&signed)
+        .output()
+        .expect("starting labshift image sign");
+    assert!(sign.status.success(), "{}", String::from_utf8_lossy(&sign.stderr));
+
+    let pinned = format!("name = \"room-b\"\nimage = \"lab\"\ngeneration = \"{unsigned}\"");
+    let site = SITE.replace("name = \"room-b\"\nimage = \"lab\"", &pinned);
+    let firmware = ["--firmware", "ws1=secure-boot", "--firmware", "ws2=secure-boot"];
+    let lab = TestLab::up("secure-boot", &signed, &site, MORNING, &firmware);
+    lab.lab(&["wake", "ws2"]);
+    lab.lab(&["wait", "ws2", "firmware", "Access Denied"]);
+    lab.lab(&["unplug", "ws2"]);
+    assert!(!lab.serial("ws2").contains("Linux version"), "an unsigned kernel was started");
+    lab.lab(&["wake", "ws1"]);
+    lab.lab(&["wait", "ws1", "serial", "running from the new root"]);
 }
 
 /// A demo that is ended from outside, not by Ctrl-C in its terminal, takes its lab along.
