@@ -53,7 +53,14 @@ impl Keys {
         let path = store.join(paths::SERVER_KEY);
         let failed = |source| KeyError { path: path.clone(), source };
         fs::create_dir_all(store.join("keys")).map_err(failed)?;
-        let seed = hex::decode(read_or_make(&path)?).ok().and_then(|b| b.try_into().ok());
+        let text = read_or_make(&path).map_err(|mut e| {
+            if e.source.kind() == io::ErrorKind::PermissionDenied {
+                let reason = "permission denied: whoever runs `labshift serve` must be able to read it; build images as that user, or give it the file";
+                e.source = io::Error::new(io::ErrorKind::PermissionDenied, reason);
+            }
+            e
+        })?;
+        let seed = hex::decode(text).ok().and_then(|b| b.try_into().ok());
         let damaged = || io::Error::other("does not hold 64 hex digits; restore it from a copy");
         let answers = SigningKey::from_bytes(&seed.ok_or_else(|| failed(damaged()))?);
         Ok(Keys { admin: hash(&admin), secret: hash(&secret), answers })

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! A fresh machine is armed, as machines come from the factory. What the guest left is read from the network card itself
-//! ([`wake::is_armed`]).
+//! (`wake::is_armed`).
 
 use std::{
     fs::{self, File, OpenOptions},
