@@ -19,7 +19,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use labshift_fleet::client::Client;
 use labshift_model::{
-    api::{FleetStatus, GuestPhase, GuestView, NodeState, NodeView},
+    api::{FleetStatus, GuestPhase, GuestReport, GuestView, NodeState, NodeView},
     node::CompletedTransition,
 };
 use serde::Serialize;
@@ -214,9 +214,11 @@ impl Day<'_> {
         self.node(node, "to compute and serve remote CUDA", |n| {
             n.state == NodeState::Compute && n.rcuda.as_ref().is_some_and(|devices| !devices.is_empty())
         })?;
-        let status = self.wait(&format!("primes to report from {node}"), |s| {
+        // Remote CUDA may come up after the guest has looked for it the first time.
+        let status = self.wait(&format!("primes to report from {node} and to see remote CUDA"), |s| {
             primes(s).is_some_and(|g| {
-                g.reports >= reports && g.report.as_ref().is_some_and(|r| r.node.as_deref() == Some(node))
+                let from_there = |r: &&GuestReport| r.node.as_deref() == Some(node) && devices(&r.body) > 0;
+                g.reports >= reports && g.report.as_ref().is_some_and(|r| from_there(&r))
             })
         })?;
         let body =
@@ -227,6 +229,11 @@ impl Day<'_> {
 
 fn primes(status: &FleetStatus) -> Option<&GuestView> {
     status.guests.iter().find(|g| g.name == "primes")
+}
+
+/// How many remote-CUDA devices a report names.
+fn devices(report: &Value) -> usize {
+    report["rcuda"].as_array().map_or(0, Vec::len)
 }
 
 /// What the batch guest said of its work.
@@ -245,8 +252,7 @@ impl Report {
         let (limit, claimed) = (number("limit")?, number("primes")?);
         let right = primes_up_to(limit);
         ensure!(claimed == right, "primes reports {claimed} primes up to {limit}; there are {right}");
-        let devices = body["rcuda"].as_array().map_or(0, Vec::len);
-        ensure!(devices > 0, "the batch guest saw no remote-CUDA device: {body}");
+        ensure!(devices(body) > 0, "the batch guest saw no remote-CUDA device: {body}");
         let nonce = body["nonce"].as_str().filter(|n| !n.is_empty()).context("the report has no nonce")?;
         Ok(Report { nonce: nonce.to_owned(), limit })
     }

@@ -274,7 +274,9 @@ impl Writer<'_> {
         if kept_here || self.held_up {
             self.held_up = true;
         } else {
-            self.push(match (self.observed.reboot, self.observed.kexec) {
+            // A kernel that can't be loaded is not tried again: the way through the firmware always works.
+            let kexec = self.observed.kexec && !self.observed.troubles.contains_key(Step::Kexec.subject());
+            self.push(match (self.observed.reboot, kexec) {
                 (true, true) => Step::Kexec,
                 (true, false) => Step::Reboot,
                 (false, _) => Step::PowerOff,

@@ -256,6 +256,9 @@ fn a_reboot_leaves_in_order_and_then_reboots() {
     assert_eq!(steps(&desired(Mode::Compute), &observed).last(), Some(&Step::Reboot));
     let observed = NodeObserved { kexec: true, ..observed };
     assert_eq!(steps(&desired(Mode::Compute), &observed).last(), Some(&Step::Kexec));
+    let failed = [("power".to_owned(), Trouble { times: 1, seconds_ago: 60 })].into();
+    let observed = NodeObserved { troubles: failed, ..observed };
+    assert_eq!(steps(&desired(Mode::Compute), &observed).last(), Some(&Step::Reboot), "the firmware's way");
 }
 
 #[test]
