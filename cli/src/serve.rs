@@ -49,6 +49,8 @@ pub fn run(arguments: Serve) -> Result<()> {
 }
 
 async fn serve(arguments: Serve) -> Result<()> {
+    // Before it is read: a change during the start is seen afterwards.
+    let known = state_of(&arguments.site);
     let site = site::read(&arguments.site)?;
     let clock = Clock::parse(&arguments.clock, &site.timezone).context("reading --clock")?;
 
@@ -124,7 +126,7 @@ async fn serve(arguments: Serve) -> Result<()> {
         Some(ended) = serving.join_next() => ended.context("serving a network")?,
         ended = http(admins, people, until()) => ended.context("serving the dashboard"),
         ended = &mut engine => ended.context("running the fleet")?.context("running the fleet"),
-        ended = signals(&fleet, &controls, &arguments) => ended,
+        ended = signals(&fleet, &controls, &arguments, known) => ended,
     };
     stop.send_replace(true);
     if !engine.is_finished() {
@@ -261,12 +263,16 @@ fn inherited() -> Result<Option<TcpListener>> {
 }
 
 /// Returns when it is time to stop. Until then a changed site file is taken over, at SIGHUP or when its bytes change.
-async fn signals(fleet: &Fleet, controls: &[Control], arguments: &Serve) -> Result<()> {
+async fn signals(
+    fleet: &Fleet,
+    controls: &[Control],
+    arguments: &Serve,
+    mut known: Option<State>,
+) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut hangup = signal(SignalKind::hangup()).context("listening for SIGHUP")?;
     let mut look = tokio::time::interval(LOOK);
-    let mut known = state_of(&arguments.site);
     loop {
         tokio::select! {
             _ = interrupt.recv() => return Ok(()),
@@ -303,8 +309,10 @@ async fn reload(fleet: &Fleet, controls: &[Control], arguments: &Serve) -> Resul
     fleet.reload(site).await.context("taking the new site over")
 }
 
-/// When the file was written, how long it is, and which file it is.
-fn state_of(file: &Path) -> Option<(SystemTime, u64, u64)> {
+/// When a file was written, how long it is, and which file it is.
+type State = (SystemTime, u64, u64);
+
+fn state_of(file: &Path) -> Option<State> {
     let metadata = std::fs::metadata(file).ok()?;
     Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
 }

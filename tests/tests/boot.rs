@@ -153,6 +153,7 @@ fn a_stranger_is_discovered_and_adopted() {
     let end = SITE[ws1 + 1..].find("[[").expect("what follows") + ws1 + 1;
     let without =
         [&SITE[..ws1], "[unknown]\npolicy = \"discover\"\nimage = \"lab\"\n\n", &SITE[end..]].concat();
+    lab.wait("ws1 to be known", |s| s.nodes.iter().any(|n| n.name == "ws1"));
     fs::write(lab.path("site.toml"), without).expect("a site without it");
     lab.wait("ws1 to be forgotten", |s| s.nodes.iter().all(|n| n.name != "ws1"));
     lab.lab(&["press", "ws1"]);

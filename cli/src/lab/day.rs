@@ -217,8 +217,8 @@ impl Day<'_> {
         // Remote CUDA may come up after the guest has looked for it the first time.
         let status = self.wait(&format!("primes to report from {node} and to see remote CUDA"), |s| {
             primes(s).is_some_and(|g| {
-                let from_there = |r: &&GuestReport| r.node.as_deref() == Some(node) && devices(&r.body) > 0;
-                g.reports >= reports && g.report.as_ref().is_some_and(|r| from_there(&r))
+                let from_there = |r: &GuestReport| r.node.as_deref() == Some(node) && devices(&r.body) > 0;
+                g.reports >= reports && g.report.as_ref().is_some_and(from_there)
             })
         })?;
         let body =
