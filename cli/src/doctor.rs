@@ -70,14 +70,18 @@ fn watch(interface: &str, seconds: Option<u64>, json: bool) -> Result<Observatio
         };
         live::watch(interface, end, interrupted, news).await
     });
-    seen.map_err(|e| match e.kind() {
+    let (seen, gone) = seen.map_err(|e| match e.kind() {
         std::io::ErrorKind::PermissionDenied => crate::exit::Refusal::NoPermission(format!(
             "no permission to watch {interface}: run as root, or give CAP_NET_RAW"
         ))
         .into(),
         std::io::ErrorKind::NotFound => crate::exit::Refusal::NotFound(e.to_string()).into(),
         _ => anyhow::Error::new(e).context(format!("watching {interface}")),
-    })
+    })?;
+    if gone {
+        eprintln!("labshift: {interface} is gone; what was seen until then is judged");
+    }
+    Ok(seen)
 }
 
 fn print(finding: &Finding) {

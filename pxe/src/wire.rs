@@ -5,7 +5,8 @@
 use std::{io, net::UdpSocket, os::fd::AsRawFd};
 
 use nix::{
-    libc::{AF_PACKET, sockaddr_ll},
+    libc::{AF_PACKET, ENETDOWN, ENOBUFS, sockaddr_ll},
+    net::if_::if_indextoname,
     sys::socket::{AddressFamily, LinkAddr, SockFlag, SockType, SockaddrLike, bind, socket},
 };
 use tokio::net::UdpSocket as AsyncSocket;
@@ -17,11 +18,17 @@ pub(crate) const ARP: u16 = 0x0806;
 
 /// A packet socket of one interface. Needs CAP_NET_RAW.
 #[derive(Debug)]
-pub(crate) struct Wire(UdpSocket);
+pub(crate) struct Wire {
+    socket: UdpSocket,
+    interface: u32,
+}
 
 /// The same inside the runtime.
 #[derive(Debug)]
-pub(crate) struct AsyncWire(AsyncSocket);
+pub(crate) struct AsyncWire {
+    socket: AsyncSocket,
+    interface: u32,
+}
 
 impl Wire {
     /// Opens it for frames of one EtherType.
@@ -43,26 +50,39 @@ impl Wire {
             unsafe { LinkAddr::from_raw((&raw const address).cast(), Some(size_of_val(&address) as u32)) };
         bind(fd.as_raw_fd(), &address.ok_or(io::ErrorKind::InvalidInput)?)?;
         // Not UDP; but the calls of the type are those of any datagram socket.
-        Ok(Wire(fd.into()))
+        Ok(Wire { socket: fd.into(), interface })
     }
 }
 
 impl AsyncWire {
     /// Registers it with the current runtime.
     pub fn new(wire: Wire) -> io::Result<Self> {
-        AsyncSocket::from_std(wire.0).map(AsyncWire)
+        Ok(AsyncWire { socket: AsyncSocket::from_std(wire.socket)?, interface: wire.interface })
     }
 
-    /// Waits for a frame and gives its length: what did not fit in `buffer` is cut.
+    /// Waits for a frame and gives its length: what did not fit in `buffer` is cut. While the interface is down nothing
+    /// comes; afterwards frames come again.
     pub async fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.recv(buffer).await
+        loop {
+            match self.socket.recv(buffer).await {
+                // packet(7) says once that the interface went down.
+                Err(e) if e.raw_os_error() == Some(ENETDOWN) => {}
+                other => return other,
+            }
+        }
     }
 
-    /// Sends a frame; a full queue loses it, as a cable may.
+    /// The interface still exists, be it up or down.
+    pub fn is_there(&self) -> bool {
+        // nix 0.31 takes the null pointer of an unknown index for an empty name.
+        if_indextoname(self.interface).is_ok_and(|name| !name.is_empty())
+    }
+
+    /// Sends a frame; a full queue or an interface that is down loses it, as a cable may.
     pub fn send(&self, frame: &[u8]) -> io::Result<()> {
-        match self.0.try_send(frame) {
+        match self.socket.try_send(frame) {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
-            Err(e) if e.raw_os_error() == Some(nix::libc::ENOBUFS) => Ok(()),
+            Err(e) if matches!(e.raw_os_error(), Some(ENOBUFS | ENETDOWN)) => Ok(()),
             other => other.map(drop),
         }
     }

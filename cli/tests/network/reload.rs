@@ -1,4 +1,4 @@
-//! A changed site file is taken over while machines fetch; a wrong one is not.
+//! A changed site file is taken over while machines fetch; a wrong one is not; an interface may go down and come back.
 
 use std::{fs, net::UdpSocket, sync::mpsc, time::Duration};
 
@@ -89,6 +89,25 @@ fn a_reload_drops_no_transfer_and_a_bad_one_changes_nothing() {
                 happen(wrong);
                 assert_eq!(lease_time(), "7200", "{wrong}");
             }
+        },
+    );
+}
+
+#[test]
+fn an_interface_that_was_down_serves_on() {
+    on_a_cable(
+        |ready, done| {
+            let mut server = Server::prepare(&site(1, "10.77.1.0-10.77.1.200"));
+            server.start(&[]);
+            sh("ip link set server0 down");
+            sh("ip link set server0 up");
+            ready.send(()).expect("the client waits");
+            let _ = done.recv();
+        },
+        || {
+            sh("ip link set client0 address 52:54:00:77:00:01");
+            sh("ip link set client0 up");
+            assert_eq!(lease_time(), "3600");
         },
     );
 }

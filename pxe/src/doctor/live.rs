@@ -13,13 +13,14 @@ const ROUND: Duration = Duration::from_secs(1);
 /// Longer than any frame.
 const FRAME: usize = 1 << 16;
 
-/// Watches for so long, or until `interrupted`, and tells `news` of every finding once.
+/// Watches for so long, or until `interrupted`, and tells `news` of every finding once. Ends early when
+/// the interface is gone, and says so.
 pub async fn watch(
     interface: &str,
     end: Option<Duration>,
     interrupted: impl Future<Output = ()>,
     mut news: impl FnMut(&Finding),
-) -> io::Result<Observations> {
+) -> io::Result<(Observations, bool)> {
     let index = if_nametoindex(interface).map_err(|_| {
         let text = format!("no network interface {interface}; `ip link` lists them");
         io::Error::new(io::ErrorKind::NotFound, text)
@@ -51,8 +52,9 @@ pub async fn watch(
                 news(&finding);
             }
         }
-        if last {
-            return Ok(seen);
+        let gone = !wire.is_there();
+        if last || gone {
+            return Ok((seen, gone));
         }
     }
 }
