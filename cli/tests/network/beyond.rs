@@ -11,10 +11,10 @@ use crate::{
 };
 
 /// A network namespace that lives as long as this.
-struct Namespace(Child);
+pub struct Namespace(Child);
 
 impl Namespace {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let mut child = Command::new("unshare")
             .args(["--net", "sh", "-c", "echo there; exec cat"])
             .stdin(Stdio::piped())
@@ -27,20 +27,29 @@ impl Namespace {
         Namespace(child)
     }
 
+    /// One that this process lives in; it ends with the value.
+    pub fn of(process: Child) -> Self {
+        Namespace(process)
+    }
+
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+
     /// A cable from here to there: `near` with an address here, `far` up there.
-    fn cable(&self, near: &str, address: &str, far: &str) {
-        sh(&format!("ip link add {near} type veth peer name {far} netns {}", self.0.id()));
+    pub fn cable(&self, near: &str, address: &str, far: &str) {
+        sh(&format!("ip link add {near} type veth peer name {far} netns {}", self.id()));
         sh(&format!("ip address add {address} dev {near}"));
         sh(&format!("ip link set {near} up"));
         self.sh(&format!("ip link set {far} up"));
     }
 
-    fn enter(&self) -> [String; 3] {
-        ["-t".into(), self.0.id().to_string(), "-n".into()]
+    pub fn enter(&self) -> [String; 3] {
+        ["-t".into(), self.id().to_string(), "-n".into()]
     }
 
     #[track_caller]
-    fn sh(&self, line: &str) -> Output {
+    pub fn sh(&self, line: &str) -> Output {
         let enter = self.enter();
         let words: Vec<&str> = enter.iter().map(String::as_str).chain(line.split(' ')).collect();
         run("nsenter", &words)
@@ -146,7 +155,7 @@ fn case_12_a_machine_behind_a_real_relay_gets_address_and_files() {
                 .stderr(Stdio::null())
                 .spawn()
                 .expect("starting dnsmasq; `make deps` installs it");
-            let relay = Namespace(relay);
+            let relay = Namespace::of(relay);
             let scratch = tempfile::tempdir().expect("a directory");
             let script = lease_script(scratch.path());
             let ask = format!(

@@ -9,5 +9,6 @@ mod crash;
 mod doctor;
 mod elsewhere;
 mod lossy;
+mod proxy;
 mod reload;
 mod rootless;
