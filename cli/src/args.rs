@@ -244,6 +244,19 @@ pub enum Node {
         #[command(flatten)]
         server: Server,
     },
+    /// Say what a node boots from its next boot on, or only then.
+    Boot {
+        /// Node name.
+        node: String,
+        /// `IMAGE`, `IMAGE@GENERATION` (its beginning will do), `disk` for the machine's own disk, or `room` for its room's image again.
+        target: String,
+        /// For one boot only; with `disk` for ten minutes from its firmware's first request on.
+        #[arg(long)]
+        once: bool,
+        /// Server.
+        #[command(flatten)]
+        server: Server,
+    },
     /// List machines that nobody knows and that wait to be adopted, with their hardware.
     Strangers(Server),
     /// Make a machine known: it goes on to boot its room's image.

@@ -3,7 +3,10 @@
 use anyhow::{Context, Result, bail};
 use labshift_fleet::client::{Client, ClientError};
 use labshift_model::{
-    api::{AdoptRequest, Boot, FleetStatus, ModeRequest, NodeView, RebootRequest, Stranger, WakeRequest},
+    api::{
+        AdoptRequest, Boot, BootRequest, BootTarget, FleetStatus, ModeRequest, NodeView, RebootRequest,
+        Stranger, WakeRequest,
+    },
     manifest::short,
     node::Mode,
 };
@@ -59,6 +62,11 @@ pub fn run(command: Node, json: bool) -> Result<()> {
             let mode = mode_named(&mode)?;
             let request = ModeRequest { mode, until: None, cause: "asked on the command line".into() };
             done(ask(&server, |c| c.ask(&node, "mode", &request))?, json)?;
+        }
+        Node::Boot { node, target, once, server } => {
+            let cause = "asked on the command line".into();
+            let request = BootRequest { target: target_named(&target), once, cause };
+            done(ask(&server, |c| c.ask(&node, "boot", &request))?, json)?;
         }
         Node::Strangers(server) => {
             let strangers = ask(&server, Client::status)?.strangers;
@@ -140,6 +148,10 @@ fn row(node: &NodeView) -> Vec<String> {
         .generation
         .as_deref()
         .map_or_else(|| node.image.clone(), |g| format!("{}@{}", node.image, short(g)));
+    let image = match &node.told {
+        Some(BootTarget::Disk) if !node.connected => BootTarget::Disk.to_string(),
+        _ => image,
+    };
     vec![node.name.clone(), node.room.clone(), state, image, node.address.to_string(), node.cause.clone()]
 }
 
@@ -179,6 +191,17 @@ fn done(done: labshift_model::api::Done, json: bool) -> Result<()> {
     }
     println!("{}", done.done);
     Ok(())
+}
+
+fn target_named(text: &str) -> BootTarget {
+    match text.split_once('@') {
+        None if text == "room" => BootTarget::Room,
+        None if text == "disk" => BootTarget::Disk,
+        None => BootTarget::Image { name: text.to_owned(), generation: None },
+        Some((name, generation)) => {
+            BootTarget::Image { name: name.to_owned(), generation: Some(generation.to_owned()) }
+        }
+    }
 }
 
 fn mode_named(name: &str) -> Result<Option<Mode>> {

@@ -42,6 +42,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route(&format!("{NODES}/{{name}}/wake"), post(admin::wake))
         .route(&format!("{NODES}/{{name}}/mode"), post(admin::mode))
         .route(&format!("{NODES}/{{name}}/reboot"), post(admin::reboot))
+        .route(&format!("{NODES}/{{name}}/boot"), post(admin::boot))
         .route(&format!("{NODES}/{{name}}/fence"), post(admin::fence))
         .route(&format!("{NODES}/{{name}}/adopt"), post(admin::adopt))
         .route(&format!("{NODES}/{{name}}/forget"), post(admin::forget))

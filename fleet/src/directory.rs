@@ -9,13 +9,15 @@ use std::{
 use jiff::Timestamp;
 use labshift_model::{
     MacAddr,
+    api::BootTarget,
     boot::{
         BootAnswer, BootChoice, BootPlaneEvent, Directory, Journal, Machine, MachineKind, NoAnswer,
         SignedAnswer, Speaker,
     },
     manifest,
-    site::{Room, Site, Unknown, Workstation},
+    site::{Site, Unknown, Workstation},
 };
+use labshift_plan::{fleet::Moment, told::Told};
 
 use crate::{
     Shared, View,
@@ -61,20 +63,22 @@ impl Answers {
 
 impl View {
     /// What a workstation boots: image, generation and the manifest; or why it can't.
-    pub(crate) fn boots(
-        &self,
+    pub(crate) fn boots<'v>(
+        &'v self,
         machine: &Workstation,
+        told: Option<&'v BootTarget>,
         now: Timestamp,
-    ) -> Result<(&Room, String, Arc<Published>), String> {
+    ) -> Result<(&'v str, String, Arc<Published>), String> {
         let room =
             self.site.room(&machine.room).ok_or_else(|| format!("there is no room {}", machine.room))?;
-        let generation = self.stable(&room.image, room.generation.as_ref())?;
-        let instead = self.trials.get(&machine.name).and_then(|t| t.instead_of(&room.image, &generation));
-        let is_here = |good: &str| self.images.published.contains_key(&(room.image.clone(), good.to_owned()));
+        let (image, generation) = self.images.wanted(room, told);
+        let generation = generation.cloned().ok_or_else(|| self.trouble(image))?;
+        let instead = self.trials.get(&machine.name).and_then(|t| t.instead_of(image, &generation));
+        let is_here = |good: &str| self.images.published.contains_key(&(image.to_owned(), good.to_owned()));
         let good = instead.map(|(good, _)| good.to_owned()).filter(|good| is_here(good));
         let generation = good.unwrap_or(generation);
-        let published = self.published(&room.image, &generation, now)?;
-        Ok((room, generation, published))
+        let published = self.published(image, &generation, now)?;
+        Ok((image, generation, published))
     }
 
     /// An image's generation: the pinned one, or else that of its channel `stable`.
@@ -156,13 +160,17 @@ impl Directory for Answers {
 
     fn boot(&self, mac: MacAddr) -> BootChoice {
         let view = self.shared.view();
-        let now = self.shared.options.clock.moment().now;
+        let Moment { now, real } = self.shared.options.clock.moment();
         let Some(machine) = view.site.machine_by_mac(mac) else {
             return if self.machine(mac).is_some() { BootChoice::Ignore } else { view.stranger_boots(now) };
         };
-        match view.boots(machine, now) {
-            Ok((room, generation, _)) => {
-                BootChoice::Image { name: room.image.clone(), generation, arguments: String::new() }
+        let told = view.told.get(&machine.name).and_then(|told| told.for_firmware(real));
+        if told == Some(&BootTarget::Disk) {
+            return BootChoice::LocalDisk;
+        }
+        match view.boots(machine, told, now) {
+            Ok((image, generation, _)) => {
+                BootChoice::Image { name: image.to_owned(), generation, arguments: String::new() }
             }
             Err(why) => BootChoice::Refuse(why),
         }
@@ -174,14 +182,20 @@ impl Directory for Answers {
             return self.stranger_answer(&view, mac, nonce);
         };
         let now = self.shared.options.clock.moment().now;
-        let (room, generation, published) = view.boots(machine, now).map_err(NoAnswer::Refused)?;
+        let told = view.told.get(&machine.name).and_then(Told::for_init);
+        if told == Some(&BootTarget::Disk) {
+            let name = &machine.name;
+            let hint = format!("labshift node boot {name} room takes that back");
+            return Err(NoAnswer::Refused(format!("{name} boots its own disk, as an admin said; {hint}")));
+        }
+        let (image, generation, published) = view.boots(machine, told, now).map_err(NoAnswer::Refused)?;
         let attempt = self.shared.next_attempt();
         let token = random_token();
         let answered = Message::Answered {
             node: machine.name.clone(),
             attempt,
             token: hash(&token),
-            image: room.image.clone(),
+            image: image.to_owned(),
             generation: generation.clone(),
             from,
         };
@@ -202,8 +216,8 @@ impl Directory for Answers {
         );
         Ok(self.shared.keys.sign(&BootAnswer {
             node: machine.name.clone(),
-            room: room.name.clone(),
-            image: room.image.clone(),
+            room: machine.room.clone(),
+            image: image.to_owned(),
             generation,
             manifest: published.manifest.clone(),
             signature: published.signature.clone(),

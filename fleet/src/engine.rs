@@ -9,6 +9,7 @@ mod boot;
 mod hear;
 mod note;
 mod request;
+mod told;
 
 use std::{
     collections::BTreeMap,
@@ -30,6 +31,7 @@ use labshift_model::{
 use labshift_plan::{
     fallback::Trials,
     fleet::{self, FleetStep, Inputs, Moment, World},
+    told::Told,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -79,6 +81,7 @@ pub(crate) enum Request {
     Wake(String, api::WakeRequest),
     Mode(String, api::ModeRequest),
     Reboot(String, api::RebootRequest),
+    Boot(String, api::BootRequest),
     Fence(String, api::FenceRequest),
     Adopt(String, api::AdoptRequest),
     Forget(String),
@@ -143,6 +146,8 @@ pub(crate) struct Engine {
     pub(crate) boots: BTreeMap<String, BootLog>,
     /// What each node has seen of its images.
     pub(crate) trials: BTreeMap<String, Trials>,
+    /// What an admin told machines to boot.
+    pub(crate) told: BTreeMap<String, Told>,
     pub(crate) wakes: BTreeMap<String, Vec<WakeView>>,
     pub(crate) reports: BTreeMap<String, (GuestReport, u64)>,
     pub(crate) rogues: BTreeMap<Ipv4Addr, Timestamp>,
@@ -191,6 +196,7 @@ impl Engine {
             world: World::default(),
             boots: remembered.boots,
             trials: BTreeMap::new(),
+            told: BTreeMap::new(),
             wakes: BTreeMap::new(),
             reports: remembered.reports,
             rogues: BTreeMap::new(),
@@ -216,6 +222,7 @@ impl Engine {
                     engine.kept.insert((ADOPTED, name.clone()), Kept::default());
                     serde_json::from_str(&json).map(|m: Workstation| drop(engine.adopted.insert(m.mac, m)))
                 }
+                "told" => serde_json::from_str(&json).map(|t| drop(engine.told.insert(name.clone(), t))),
                 "trials" => serde_json::from_str(&json).map(|t| drop(engine.trials.insert(name.clone(), t))),
                 _ => serde_json::from_str(&json).map(|g| drop(engine.world.guests.insert(name.clone(), g))),
             };
@@ -273,8 +280,8 @@ impl Engine {
     async fn read_store(&mut self) {
         let (store, site, known) =
             (self.shared.options.store.clone(), self.site.clone(), self.images.clone());
-        let good: Vec<_> = self.trials.values().filter_map(|t| t.good.clone()).collect();
-        let read = tokio::task::spawn_blocking(move || Images::read(&store, &site, &good, &known));
+        let besides = self.besides();
+        let read = tokio::task::spawn_blocking(move || Images::read(&store, &site, &besides, &known));
         if let Ok(images) = read.await
             && images != *self.images
         {
@@ -313,6 +320,7 @@ impl Engine {
     }
 
     fn plan_all(&mut self) {
+        self.see_own_disks();
         // A plan that never comes to rest would be a mistake in the planner; the next turn goes on with it.
         for _ in 0..64 {
             let steps = self.plan();
@@ -466,6 +474,7 @@ impl Engine {
             site: self.site.clone(),
             images: self.images.clone(),
             trials: self.trials.clone(),
+            told: self.told.clone(),
             owners: self.world.guests.iter().filter_map(owner).collect(),
             saved: self.world.guests.iter().filter_map(saved).collect(),
         });

@@ -46,7 +46,7 @@ use labshift_model::{
     boot::{Directory, Journal},
     site::Site,
 };
-use labshift_plan::fallback::Trials;
+use labshift_plan::{fallback::Trials, told::Told};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 pub use crate::{
@@ -59,7 +59,7 @@ use crate::{
     engine::{Engine, Message},
     keys::{Keys, NodeTokens},
     registry::{Registry, records},
-    store::Images,
+    store::{Besides, Images},
 };
 
 /// What a fleet is opened with.
@@ -118,6 +118,8 @@ pub(crate) struct View {
     pub(crate) images: Arc<Images>,
     /// What each node has seen of its images.
     pub(crate) trials: BTreeMap<String, Trials>,
+    /// What an admin told machines to boot.
+    pub(crate) told: BTreeMap<String, Told>,
     /// Owner of each batch guest: node and its boot.
     pub(crate) owners: BTreeMap<String, (String, u64)>,
     /// Newest saved state of each batch guest.
@@ -127,8 +129,9 @@ pub(crate) struct View {
 impl View {
     /// Before anything is known of nodes and guests.
     pub(crate) fn new(site: Arc<Site>, images: Arc<Images>) -> Self {
-        let (trials, owners, saved) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        View { site, images, trials, owners, saved }
+        let (trials, told) = (BTreeMap::new(), BTreeMap::new());
+        let (owners, saved) = (BTreeMap::new(), BTreeMap::new());
+        View { site, images, trials, told, owners, saved }
     }
 }
 
@@ -166,7 +169,7 @@ impl Fleet {
             tokens.add(*hash, node, *attempt);
         }
         let site = Arc::new(options.site.clone());
-        let images = Arc::new(Images::read(&options.store, &site, &[], &Images::default()));
+        let images = Arc::new(Images::read(&options.store, &site, &Besides::default(), &Images::default()));
         let (inbox, messages) = mpsc::channel(8192);
         let attempts = AtomicU64::new(remembered.attempt);
         let empty = status::empty(&site, &options.clock);

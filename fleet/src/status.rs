@@ -62,11 +62,11 @@ pub(crate) fn build(engine: &Engine) -> FleetStatus {
     status.troubles.extend(engine.unadopted.iter().cloned());
     status.troubles.extend(engine.images.troubles.values().cloned());
     let gone_back = site.machines.iter().filter_map(|m| {
-        let room = site.room(&m.room)?;
-        let wanted = room.generation.as_ref().or(engine.images.stable.get(&room.image))?;
-        let (good, why) = engine.trials.get(&m.name)?.instead_of(&room.image, wanted)?;
-        let (wanted, good) = (short(wanted), short(good));
-        Some(format!("{} boots generation {good} of {} instead of {wanted}: {why}", m.name, room.image))
+        let told = engine.told.get(&m.name).and_then(|told| told.for_firmware(real));
+        let (image, wanted) = engine.images.wanted(site.room(&m.room)?, told);
+        let (good, why) = engine.trials.get(&m.name)?.instead_of(image, wanted?)?;
+        let (wanted, good) = (short(wanted?), short(good));
+        Some(format!("{} boots generation {good} of {image} instead of {wanted}: {why}", m.name))
     });
     status.troubles.extend(gone_back);
     status
@@ -89,12 +89,14 @@ fn node(engine: &Engine, name: &str) -> Option<NodeView> {
     let machine = site.machine(name)?;
     let room = site.room(&machine.room)?;
     let node = engine.world.nodes.get(name)?;
-    let now = engine.moment().now;
-    let told = node.status.clone();
+    let Moment { now, real } = engine.moment();
+    let status = node.status.clone();
     let boot = engine.boots.get(name).map(|log| log.boot.clone());
     let runs =
         boot.as_ref().filter(|b| node.attempt.is_some_and(|a| a == b.attempt)).map(|b| b.generation.clone());
-    let would_boot = room.generation.clone().or_else(|| engine.images.stable.get(&room.image).cloned());
+    let told = engine.told.get(name).and_then(|told| told.for_firmware(real));
+    let (image, would_boot) = engine.images.wanted(room, told);
+    let image = boot.as_ref().filter(|_| runs.is_some()).map_or(image, |boot| &boot.image).to_owned();
     let over = node.override_mode.as_ref().map(|(o, _)| o).filter(|o| o.until.is_none_or(|u| now < u));
     Some(NodeView {
         name: name.to_owned(),
@@ -111,17 +113,18 @@ fn node(engine: &Engine, name: &str) -> Option<NodeView> {
             _ => fleet::wanted(site, machine, node, now),
         },
         override_mode: over.cloned(),
-        mode: told.as_ref().and_then(|s| s.mode),
-        transition: told.as_ref().and_then(|s| s.transition.clone()),
-        completed: told.as_ref().map(|s| s.completed.clone()).unwrap_or_default(),
-        guests: told.as_ref().map(|s| s.guests.clone()).unwrap_or_default(),
-        rcuda: told.as_ref().and_then(|s| s.rcuda.clone()),
-        idle_seconds: told.as_ref().and_then(|s| s.idle_seconds),
-        trouble: told.and_then(|s| s.trouble),
+        mode: status.as_ref().and_then(|s| s.mode),
+        transition: status.as_ref().and_then(|s| s.transition.clone()),
+        completed: status.as_ref().map(|s| s.completed.clone()).unwrap_or_default(),
+        guests: status.as_ref().map(|s| s.guests.clone()).unwrap_or_default(),
+        rcuda: status.as_ref().and_then(|s| s.rcuda.clone()),
+        idle_seconds: status.as_ref().and_then(|s| s.idle_seconds),
+        trouble: status.and_then(|s| s.trouble),
+        told: told.cloned(),
         adopted: engine.is_adopted(machine.mac),
         facts: node.facts.clone(),
-        image: room.image.clone(),
-        generation: runs.or(would_boot),
+        image,
+        generation: runs.or(would_boot.cloned()),
         boot,
         wakes: engine.wakes.get(name).cloned().unwrap_or_default(),
     })

@@ -4,10 +4,11 @@
 use std::{collections::BTreeMap, fs, io, path::Path, sync::Arc};
 
 use labshift_model::{
+    api::BootTarget,
     api::ImageView,
     manifest::{self, Signature},
     paths,
-    site::Site,
+    site::{Room, Site},
 };
 
 /// Largest manifest that is read, in bytes.
@@ -33,13 +34,23 @@ pub struct Images {
     pub troubles: BTreeMap<String, String>,
 }
 
+/// What is read besides the images that a site names.
+#[derive(Debug, Clone, Default)]
+pub struct Besides {
+    /// What admins told machines to boot: image, and generation unless it is the stable one.
+    pub told: Vec<(String, Option<String>)>,
+    /// Image and generation of what nodes may go back to.
+    pub good: Vec<(String, String)>,
+}
+
 impl Images {
-    /// Reads what the site names, and what nodes may go back to. `known` saves reading again what can't change; signatures can.
-    pub fn read(store: &Path, site: &Site, good: &[(String, String)], known: &Images) -> Images {
+    /// Reads what the site names, and some besides. `known` saves reading again what can't change; signatures can.
+    pub fn read(store: &Path, site: &Site, besides: &Besides, known: &Images) -> Images {
         let mut images = Images::default();
         let rooms = site.rooms.iter().map(|r| (r.image.as_str(), r.generation.clone()));
         let others = site.templates.iter().map(|t| t.image.as_str()).chain(site.unknown.image());
-        for (name, pinned) in rooms.chain(others.map(|name| (name, None))) {
+        let told = besides.told.iter().map(|(name, pinned)| (name.as_str(), pinned.clone()));
+        for (name, pinned) in rooms.chain(others.map(|name| (name, None))).chain(told) {
             let found = match &pinned {
                 Some(generation) => Ok(generation.clone()),
                 None => channel(store, name),
@@ -69,7 +80,7 @@ impl Images {
                 }
             }
         }
-        for (name, generation) in good {
+        for (name, generation) in &besides.good {
             let key = (name.clone(), generation.clone());
             let known = known.published.get(&key).or(images.published.get(&key)).cloned();
             // One that is gone from the store is nothing to go back to.
@@ -77,6 +88,19 @@ impl Images {
             images.published.extend(found.ok().map(|published| (key, published)));
         }
         images
+    }
+
+    /// Image and generation that a room's machine is to boot: the room's, unless an admin told it another.
+    pub fn wanted<'a>(
+        &'a self,
+        room: &'a Room,
+        told: Option<&'a BootTarget>,
+    ) -> (&'a str, Option<&'a String>) {
+        let (image, pinned) = match told {
+            Some(BootTarget::Image { name, generation }) => (name, generation.as_ref()),
+            _ => (&room.image, room.generation.as_ref()),
+        };
+        (image, pinned.or_else(|| self.stable.get(image)))
     }
 
     /// For people.
@@ -91,6 +115,38 @@ impl Images {
             trouble: self.troubles.get(name).cloned(),
         };
         names.into_iter().map(view).collect()
+    }
+}
+
+/// The generation of a host image that is meant by the beginning of one.
+pub fn generation(store: &Path, name: &str, beginning: &str) -> Result<String, String> {
+    if beginning.len() < 4 || beginning.len() > 64 || !beginning.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Err(format!("\"{beginning}\" is no generation: 4 to 64 hex digits"));
+    }
+    let entries = fs::read_dir(store.join("images").join(name))
+        .map_err(|_| format!("image \"{name}\" is not in the store"))?;
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let found: Vec<String> = names.filter(|n| n.len() == 64 && n.starts_with(beginning)).collect();
+    match &found[..] {
+        [one] => Ok(one.clone()),
+        [] => {
+            Err(format!("image \"{name}\" has no generation {beginning}; `labshift image list` shows them"))
+        }
+        many => Err(format!("{} generations of image \"{name}\" begin with {beginning}", many.len())),
+    }
+}
+
+/// Whether a workstation can boot this generation of an image, or its stable one.
+pub fn is_bootable(store: &Path, name: &str, generation: Option<&str>) -> Result<(), String> {
+    let of_channel = || channel(store, name);
+    let generation = generation.map_or_else(of_channel, |generation| Ok(generation.to_owned()))?;
+    let text = manifest_text(store, name, &generation)?;
+    let manifest: manifest::Manifest = serde_json::from_str(&text)
+        .map_err(|e| format!("image \"{name}\": its manifest is not readable: {e}"))?;
+    if manifest.kind == manifest::ImageKind::Host {
+        Ok(())
+    } else {
+        Err(format!("image \"{name}\" is a guest's; a workstation can't boot it"))
     }
 }
 
@@ -153,12 +209,12 @@ mod tests {
     fn channels_lead_to_manifests_and_damage_is_told() {
         let site = Site::parse("site.toml", EXAMPLE).expect("good");
         let dir = tempfile::tempdir().expect("a directory");
-        let none = Images::read(dir.path(), &site, &[], &Images::default());
+        let none = Images::read(dir.path(), &site, &Besides::default(), &Images::default());
         assert_eq!(none.troubles.len(), 3);
         assert!(none.troubles["lab"].contains("labshift image build"));
 
         crate::testing::publish(dir.path(), "lab");
-        let images = Images::read(dir.path(), &site, &[], &none);
+        let images = Images::read(dir.path(), &site, &Besides::default(), &none);
         let generation = &images.stable["lab"];
         let key_of = |generation: &String| ("lab".to_owned(), generation.clone());
         assert_eq!(
@@ -173,13 +229,13 @@ mod tests {
         let anew =
             manifest::sign(images.published[&key_of(generation)].manifest.as_bytes(), &key, now, Some(1));
         fs::write(&path, serde_json::to_vec(&anew).expect("JSON")).expect("written");
-        let again = Images::read(dir.path(), &site, &[], &images);
+        let again = Images::read(dir.path(), &site, &Besides::default(), &images);
         assert_eq!(again.published[&key_of(generation)].signature, anew);
         // When its day is over, the machine is told so, and the admin what to do.
         let machine = site.machines.first().expect("a machine").clone();
         let view = crate::View::new(site.into(), again.into());
-        assert!(view.boots(&machine, now).is_ok());
-        let Err(why) = view.boots(&machine, now + jiff::SignedDuration::from_hours(24)) else {
+        assert!(view.boots(&machine, None, now).is_ok());
+        let Err(why) = view.boots(&machine, None, now + jiff::SignedDuration::from_hours(24)) else {
             panic!("it boots a signature that is over")
         };
         assert!(why.contains("good until 1970-01-02") && why.contains("labshift image publish lab"), "{why}");
@@ -187,7 +243,7 @@ mod tests {
 
         fs::write(dir.path().join("images/lab").join(generation).join(paths::MANIFEST), "{}")
             .expect("written");
-        let damaged = Images::read(dir.path(), site, &[], &Images::default());
+        let damaged = Images::read(dir.path(), site, &Besides::default(), &Images::default());
         assert!(damaged.troubles["lab"].contains("was changed"), "{:?}", damaged.troubles);
     }
 }

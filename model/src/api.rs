@@ -10,6 +10,7 @@
 //! | `POST /v1/nodes/NAME/wake` | [`WakeRequest`] → [`Done`] |
 //! | `POST /v1/nodes/NAME/mode` | [`ModeRequest`] → [`Done`] |
 //! | `POST /v1/nodes/NAME/reboot` | [`RebootRequest`] → [`Done`] |
+//! | `POST /v1/nodes/NAME/boot` | [`BootRequest`] → [`Done`] |
 //! | `POST /v1/nodes/NAME/fence` | [`FenceRequest`] → [`Done`] |
 //! | `POST /v1/nodes/NAME/adopt` | [`AdoptRequest`] → [`Done`] |
 //! | `POST /v1/nodes/NAME/forget` | → [`Done`] |
@@ -194,6 +195,9 @@ pub struct NodeView {
     pub idle_seconds: Option<u64>,
     /// What it complains about.
     pub trouble: Option<String>,
+    /// What an admin told it to boot; absent when it boots its room's image.
+    #[serde(default)]
+    pub told: Option<BootTarget>,
     /// Adopted by a command: the site file does not name it.
     #[serde(default)]
     pub adopted: bool,
@@ -485,6 +489,51 @@ pub struct RebootRequest {
     pub cause: String,
     /// Straight into the kernel of the generation that it shall run, without the firmware's start-up.
     pub kexec: bool,
+}
+
+/// What a machine boots.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum BootTarget {
+    /// Its room's image.
+    Room,
+    /// Its own disk: the boot plane gives it an address and nothing to boot, and nobody wakes it.
+    Disk,
+    /// This host image.
+    Image {
+        /// Image name.
+        name: String,
+        /// Generation, or the beginning of one (4 hex digits at least); that of the channel `stable` when absent.
+        #[serde(default)]
+        generation: Option<String>,
+    },
+}
+
+impl std::fmt::Display for BootTarget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            BootTarget::Room => f.write_str("its room's image"),
+            BootTarget::Disk => f.write_str("its own disk"),
+            BootTarget::Image { name, generation: None } => f.write_str(name),
+            BootTarget::Image { name, generation: Some(generation) } => {
+                write!(f, "{name}@{}", crate::manifest::short(generation))
+            }
+        }
+    }
+}
+
+/// Says what a machine boots from its next boot on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootRequest {
+    /// What it boots.
+    pub target: BootTarget,
+    /// For one boot only.
+    #[serde(default)]
+    pub once: bool,
+    /// Why; shown by `explain`.
+    #[serde(default)]
+    pub cause: String,
 }
 
 /// Declares that a lost node has no power, so that its guests may be resumed elsewhere.

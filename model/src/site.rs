@@ -53,6 +53,7 @@ use sha2::{Digest, Sha256};
 pub use self::{
     calendar::{DateSpan, Days, Hours, Schedule, Session, Window},
     network::{Dhcp, Interface, Link, Relayed, Subnet, Way},
+    read::is_name,
 };
 use crate::{fault::Faults, guest::Role, mac::MacAddr};
 

@@ -4,3 +4,4 @@ pub mod fallback;
 pub mod fleet;
 pub mod node;
 pub mod schedule;
+pub mod told;

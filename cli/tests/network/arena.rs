@@ -6,7 +6,7 @@ use std::{
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
-    sync::{Arc, Condvar, Mutex, mpsc},
+    sync::{Arc, Condvar, Mutex, PoisonError, mpsc},
     thread,
     time::Duration,
 };
@@ -140,6 +140,14 @@ impl Drop for Server {
             drop(child.wait());
         }
     }
+}
+
+/// Asks for an address with dhcpcd on `client0`: `--test` prints what it would set, and changes nothing.
+pub fn dhcpcd() -> Output {
+    // Its lock is named after the interface, and knows nothing of namespaces.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _alone = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    run("dhcpcd", &["-4", "--test", "--noarp", "-t", "60", "client0"])
 }
 
 /// Runs a program to its end; the output is the panic when it fails.

@@ -3,7 +3,7 @@
 use std::{fs, net::UdpSocket, sync::mpsc, time::Duration};
 
 use crate::{
-    arena::{Server, on_a_cable, run, sh, site},
+    arena::{Server, dhcpcd, on_a_cable, sh, site},
     clients::content,
 };
 
@@ -33,7 +33,7 @@ fn fetch(meanwhile: impl FnOnce()) -> Vec<u8> {
 
 /// The lease time that a client is given.
 fn lease_time() -> String {
-    let output = run("dhcpcd", &["-4", "--test", "--noarp", "-t", "60", "client0"]);
+    let output = dhcpcd();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let line = said.lines().find(|l| l.contains("new_dhcp_lease_time")).expect("a lease time");
     line.rsplit('=').next().unwrap_or_default().trim_matches('\'').to_owned()

@@ -10,9 +10,12 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use labshift_model::api::{
-    AdoptRequest, Boot, ClockRequest, Done, Event, Explanation, FenceRequest, FleetStatus, ModeRequest,
-    NodeView, RebootRequest, WakeRequest,
+use labshift_model::{
+    api::{
+        AdoptRequest, Boot, BootRequest, BootTarget, ClockRequest, Done, Event, Explanation, FenceRequest,
+        FleetStatus, ModeRequest, NodeView, RebootRequest, WakeRequest,
+    },
+    site,
 };
 use serde::Deserialize;
 use tokio::sync::{broadcast, oneshot};
@@ -22,6 +25,7 @@ use crate::{
     Shared,
     engine::{Message, Request},
     registry::records,
+    store,
 };
 
 type Answer<T> = Result<Json<T>, Refused>;
@@ -144,6 +148,30 @@ pub(super) async fn reboot(
 ) -> Answer<Done> {
     let request: RebootRequest = body(&bytes)?;
     ask(&shared, admin, Request::Reboot(name, request)).await
+}
+
+pub(super) async fn boot(
+    admin: Admin,
+    State(shared): State<Arc<Shared>>,
+    Path(name): Path<String>,
+    bytes: Bytes,
+) -> Answer<Done> {
+    let mut request: BootRequest = body(&bytes)?;
+    if let BootTarget::Image { name, generation } = &mut request.target {
+        let (store, image, beginning) = (shared.options.store.clone(), name.clone(), generation.clone());
+        let found = tokio::task::spawn_blocking(move || {
+            if !site::is_name(&image) {
+                return Err(format!("\"{image}\" is no image name"));
+            }
+            let whole = beginning.map(|b| store::generation(&store, &image, &b)).transpose()?;
+            store::is_bootable(&store, &image, whole.as_deref())?;
+            Ok(whole)
+        });
+        let found =
+            found.await.map_err(|e| Refused::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
+        *generation = found.map_err(|why| Refused::new(StatusCode::NOT_FOUND, why))?;
+    }
+    ask(&shared, admin, Request::Boot(name, request)).await
 }
 
 pub(super) async fn fence(

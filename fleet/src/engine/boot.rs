@@ -49,6 +49,9 @@ impl Engine {
                 self.addresses.insert(address, mac);
                 let firmware = matches!(speaker, Speaker::BiosRom | Speaker::Uefi | Speaker::Ipxe);
                 let Some(node) = node.filter(|_| firmware) else { return };
+                if !self.is_ours(&node, real) {
+                    return;
+                }
                 let past = self.boots.get(&node).is_none_or(|log| log.is_past_firmware() || log.is_ready());
                 if past {
                     self.new_boot(&node, real);
@@ -140,6 +143,7 @@ impl Engine {
             log.boot.failure = None;
             self.writes.push(Write::Boot { node: node.to_owned(), log: log.clone() });
         }
+        self.told_answered(node);
         self.hear(node, NodeEvent::Init);
     }
 
@@ -165,6 +169,7 @@ impl Engine {
                 None if stage.stage == Stage::Ready => self.was_ready(node, &image, &generation),
                 _ => {}
             }
+            self.told_reached(node, stage.stage);
             self.hear(node, NodeEvent::Stage { stage: stage.stage, failure: stage.failure });
         }
     }

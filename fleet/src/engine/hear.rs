@@ -70,13 +70,9 @@ impl Engine {
                 self.follow_site(Arc::new(*site));
                 let site = self.site.clone();
                 self.channels.retain(|node, _| site.machine(node).is_some());
-                self.images = Arc::new(crate::store::Images::read(
-                    &self.shared.options.store,
-                    &site,
-                    &[],
-                    &self.images,
-                ));
                 self.trials.retain(|node, _| site.machine(node).is_some());
+                self.told.retain(|node, _| site.machine(node).is_some());
+                self.read_store_now();
                 self.note(EventKind::Site, &site.name, "", "the site file was read again".into(), "");
             }
         }

@@ -47,6 +47,12 @@ impl Engine {
         match request {
             Request::Wake(node, request) => {
                 self.known(&node)?;
+                if self.world.nodes.get(&node).is_some_and(|n| n.own_disk && !n.connected) {
+                    let hint = format!("labshift node boot {node} room takes that back");
+                    return Err(Refusal::Conflict(format!(
+                        "{node} boots its own disk and is not ours; {hint}"
+                    )));
+                }
                 let now = self.moment().now;
                 let seconds = request.seconds.unwrap_or(HOLD_SECONDS);
                 let until = now.checked_add(i64::from(seconds).seconds());
@@ -99,6 +105,10 @@ impl Engine {
                 });
                 Ok(format!("{node} saves its guests and reboots"))
             }
+            Request::Boot(node, request) => {
+                self.known(&node)?;
+                self.tell(&node, request)
+            }
             Request::Fence(node, request) => {
                 self.known(&node)?;
                 let connected = self.world.nodes.get(&node).is_some_and(|n| n.connected);
@@ -150,7 +160,7 @@ impl Engine {
     }
 }
 
-fn reason(default: &str, given: &str) -> String {
+pub(super) fn reason(default: &str, given: &str) -> String {
     let given: String = given.trim().chars().filter(|c| !c.is_control()).take(200).collect();
     if given.is_empty() { default.to_owned() } else { format!("{default}: {given}") }
 }

@@ -6,3 +6,4 @@ mod fallback;
 mod refusals;
 mod strangers;
 mod support;
+mod told;

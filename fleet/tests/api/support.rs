@@ -55,7 +55,7 @@ pub fn publish_with(store: &Path, name: &str, arguments: &str) -> String {
     let manifest = Manifest {
         schema: manifest::SCHEMA,
         name: name.into(),
-        kind: ImageKind::Guest,
+        kind: if name.starts_with("guest-") { ImageKind::Guest } else { ImageKind::Host },
         architecture: "amd64".into(),
         kernel_release: "6.12".into(),
         kernel_arguments: arguments.into(),

@@ -338,8 +338,8 @@ pub(super) fn name(table: &Section<'_, '_>, help: &str) -> Option<Spanned<String
     Some(Spanned::new(found.span(), text.to_owned()))
 }
 
-/// The rule of [`name`].
-pub(super) fn is_name(text: &str) -> bool {
+/// Whether a text can be a name: 1 to 48 lower-case letters, digits and inner `-`.
+pub fn is_name(text: &str) -> bool {
     let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     (1..=48).contains(&text.len()) && text.bytes().all(good) && !text.starts_with('-') && !text.ends_with('-')
 }

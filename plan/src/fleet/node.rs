@@ -56,6 +56,9 @@ pub struct Node {
     pub idle_since: Option<Timestamp>,
     /// An admin asked for a reboot, for this reason; until its firmware is heard.
     pub rebooting: Option<String>,
+    /// It boots its own disk now: unless our system runs on it still, it is not ours.
+    #[serde(default)]
+    pub own_disk: bool,
 }
 
 /// Stay up, though the schedule says off.
@@ -152,6 +155,7 @@ impl Node {
             wake: None,
             idle_since: None,
             rebooting: None,
+            own_disk: false,
         }
     }
 

@@ -17,6 +17,10 @@ const UPCOMING: usize = 6;
 
 /// What is wanted of a node now, whether or not there is work for it.
 pub fn wanted(site: &Site, machine: &Workstation, node: &Node, now: Timestamp) -> ModeFrom {
+    if node.own_disk && !node.connected {
+        let cause = "it boots its own disk, as an admin said".to_owned();
+        return ModeFrom { from: node.since, mode: Mode::Off, cause };
+    }
     if let Some((over, since)) = &node.override_mode
         && over.until.is_none_or(|until| now < until)
     {
