@@ -55,6 +55,44 @@ fn a_lock_and_a_warm_cache_need_no_mirror() {
     assert!(error.contains("lacks package libbar"), "{error}");
 }
 
+/// The rescue shell and its password's hash are in the initramfs of a recipe that wants them, and in no other. The shell is no package
+/// of the image.
+#[test]
+fn a_rescue_shell_is_in_the_initramfs_of_a_recipe_that_wants_it() {
+    let hash = format!("$5$labshift${}", "a".repeat(43));
+    let mut with_shell = packages();
+    with_shell.push((
+        "busybox-static",
+        "1.37",
+        "",
+        vec![("./usr/bin/busybox", tar::EntryType::Regular, "static shell")],
+    ));
+    let world = World::with(&with_shell);
+    let initramfs = |generation: &str| {
+        let path = world.path(&format!("store/images/tiny/{generation}/{}", paths::INITRD));
+        String::from_utf8_lossy(&zstd::decode_all(&*fs::read(path).unwrap()).unwrap()).into_owned()
+    };
+    let without = write_lock(&world);
+    let plain = initramfs(&build(&world.options(), &Silent).unwrap().generation);
+    assert!(!plain.contains("bin/busybox") && !plain.contains("rescue"));
+
+    world.recipe(&format!("{RECIPE}[rescue]\npassword = \"{hash}\"\n"));
+    let built = build(&world.options(), &Silent).unwrap();
+    let rescue = initramfs(&built.generation);
+    assert!(
+        ["bin/busybox", "static shell", "etc/labshift/rescue", &hash]
+            .iter()
+            .all(|text| rescue.contains(text))
+    );
+    let lock = lock(&world.path("tiny.toml"), &world.sources(), &Silent).unwrap();
+    assert!(lock.tools.iter().any(|t| t.name == "busybox-static"));
+    assert!(lock.packages.iter().all(|p| p.name != "busybox-static"));
+
+    let error =
+        build(&BuildOptions { locked: Some(without), ..world.options() }, &Silent).unwrap_err().to_string();
+    assert!(error.contains("does not name busybox-static"), "{error}");
+}
+
 /// A build that changes nothing signs anew; the image's bytes stay what they are.
 #[test]
 fn a_signature_ends_and_a_later_build_signs_anew() {

@@ -29,7 +29,7 @@ use crate::{
     link::{self, Port},
     modules::Loader,
     mount::{self, Upper},
-    nbd, netlink,
+    nbd, netlink, rescue,
     server::{self, Asked, Trust},
     sys,
     verity::Shape,
@@ -94,6 +94,7 @@ pub fn run() -> Handover {
     let attempts = parsed.as_ref().ok().and_then(|c| c.attempts).unwrap_or(ATTEMPTS);
     let agent = server::agent();
     let mut failures = 0;
+    let mut door = rescue::Door::read(Path::new("/"));
     loop {
         JOURNAL.begin_attempt();
         let mut known = Known::default();
@@ -104,20 +105,31 @@ pub fn run() -> Handover {
         failures += 1;
         // A machine that reboots counts from one again: it waits at once for as long as others after some failures.
         let row = if halt.needs_reboot { failures.max(3) } else { failures };
-        recover(&halt, &known, &agent, failures, attempts, backoff_seconds(row, retry));
+        recover(&halt, &known, &agent, (failures, attempts), backoff_seconds(row, retry), door.as_mut());
     }
 }
 
 /// Shows and sends a failure, then waits for the next attempt, or reboots after the last.
-fn recover(halt: &Halt, known: &Known, agent: &Agent, failures: u32, attempts: u32, wait: u64) {
+fn recover(
+    halt: &Halt,
+    known: &Known,
+    agent: &Agent,
+    (failures, attempts): (u32, u32),
+    wait: u64,
+    door: Option<&mut rescue::Door>,
+) {
+    let door = door.filter(|door| !door.is_shut());
     let last = failures >= attempts || halt.needs_reboot;
-    let next = if halt.needs_reboot {
+    let mut next = if halt.needs_reboot {
         format!("Failure {failures}. The machine reboots in {wait} s.")
     } else if last {
         format!("Failure {failures} of {attempts}. The machine reboots in {wait} s.")
     } else {
         format!("Failure {failures} of {attempts}. Trying again in {wait} s.")
     };
+    if door.is_some() {
+        next.push_str(" Enter asks for the password of the rescue shell.");
+    }
     let node = known.answer.as_ref().map(|a| a.node.as_str());
     let mac = known.port.as_ref().or(link::ports(Path::new("/"), None).first()).map(|p| p.mac);
     JOURNAL.failed(halt.stage, &halt.failure(), Some(&halt.page(node, mac, &next)));
@@ -126,7 +138,13 @@ fn recover(halt: &Halt, known: &Known, agent: &Agent, failures: u32, attempts: u
     } else if known.report_by_datagram() > 0 {
         JOURNAL.say("recovery", "the report went out by datagram");
     }
-    std::thread::sleep(Duration::from_secs(wait));
+    let wait = Duration::from_secs(wait);
+    match door {
+        None => std::thread::sleep(wait),
+        Some(door) => rescue::wait(door, Path::new("/"), wait, || {
+            known.report(agent);
+        }),
+    }
     if last {
         crate::power::finish(crate::power::End::Reboot);
     }

@@ -16,6 +16,7 @@
 //! | [`link`], [`netlink`] | ports, their addresses |
 //! | [`dhcp`], [`lease`] | the client's decisions; its sockets and clocks |
 //! | [`server`], [`fetch`], [`verity`] | the boot answer, the root, its hash tree |
+//! | [`rescue`] | a shell for whoever knows the password, when the boot has failed |
 //! | [`hardware`], [`adoption`] | what the machine is made of; how it becomes known |
 //! | [`blocks`], [`nbd`] | a root that comes as it is read; the device it is read from |
 //! | [`mount`], [`handover`] | the new root; what init leaves in it |
@@ -57,6 +58,7 @@ pub mod plan;
 pub mod power;
 pub mod process;
 pub mod ready;
+pub mod rescue;
 pub mod screen;
 pub mod server;
 pub mod supervisor;

@@ -66,6 +66,8 @@ pub struct Recipe {
     pub minimum: Option<Timestamp>,
     /// Who signs the kernel image for Secure Boot.
     pub secure_boot: Option<SecureBoot>,
+    /// Who may open a shell on a machine whose boot has failed; nobody when absent.
+    pub rescue: Option<Rescue>,
 }
 
 /// Who signs the kernel image for UEFI's Secure Boot.
@@ -75,6 +77,13 @@ pub struct SecureBoot {
     pub cert: String,
     /// Path of its key; absent when somebody else signs later.
     pub key: Option<String>,
+}
+
+/// Who may open a shell on a machine whose boot has failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rescue {
+    /// Hash of the password, in the form of `/etc/shadow`: yescrypt (`$y$`), SHA-512 (`$6$`) or SHA-256 (`$5$`).
+    pub password: String,
 }
 
 /// One file, link or directory that a recipe adds.
@@ -188,6 +197,7 @@ impl Recipe {
             valid_days: self.valid_days.or(base.valid_days),
             minimum: self.minimum.max(base.minimum),
             secure_boot: self.secure_boot.or(base.secure_boot),
+            rescue: self.rescue.or(base.rescue),
         }
     }
 
@@ -253,6 +263,24 @@ fn read(source: &Source<'_>) -> Recipe {
         section.close();
         Some(SecureBoot { cert: (*cert?.get_ref()).to_owned(), key })
     });
+    let rescue = root.section("rescue").and_then(|section| {
+        let password =
+            section.required("password", "the password's hash, as `mkpasswd -m yescrypt` prints it");
+        let password = password.and_then(|p| {
+            if is_password_hash(p.get_ref()) {
+                return Some((*p.get_ref()).to_owned());
+            }
+            // The value is not repeated: it may be the password itself.
+            source.fault(
+                p.span(),
+                "this is no password hash as in /etc/shadow".to_owned(),
+                "known are yescrypt ($y$), SHA-512 ($6$) and SHA-256 ($5$): mkpasswd -m yescrypt prints one",
+            );
+            None
+        });
+        section.close();
+        password.map(|password| Rescue { password })
+    });
     let recipe = Recipe {
         name,
         kind,
@@ -282,6 +310,7 @@ fn read(source: &Source<'_>) -> Recipe {
             .and_then(|m| checked(source, m, "a date like 2026-10-01", |m| day(m).is_some()))
             .and_then(|m| day(&m)),
         secure_boot,
+        rescue,
     };
     twice(source, &root);
     root.close();
@@ -342,6 +371,18 @@ fn is_name(text: &str) -> bool {
 fn day(text: &str) -> Option<Timestamp> {
     let date: civil::Date = text.parse().ok()?;
     date.to_zoned(TimeZone::UTC).ok().map(|zoned| zoned.timestamp())
+}
+
+/// The form of crypt(5): method, parameters or salt, hash.
+fn is_password_hash(text: &str) -> bool {
+    let fields: Vec<&str> = text.split('$').collect();
+    let form = match fields[..] {
+        ["", "y", parameters, salt, hash] => !parameters.is_empty() && !salt.is_empty() && hash.len() == 43,
+        ["", "5", .., hash] => (4..=5).contains(&fields.len()) && hash.len() == 43,
+        ["", "6", .., hash] => (4..=5).contains(&fields.len()) && hash.len() == 86,
+        _ => false,
+    };
+    form && text.len() <= 256 && text.chars().all(|c| c.is_ascii_alphanumeric() || "./$=,".contains(c))
 }
 
 fn is_package(text: &str) -> bool {

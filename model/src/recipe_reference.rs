@@ -160,6 +160,16 @@ pub const TABLES: &[Table] = &[
         ],
     },
     Table {
+        heading: "[rescue]",
+        about: "Who may open a shell on a machine whose boot has failed. Without this table nobody is asked, and no shell is in the initramfs.",
+        keys: &[key(
+            "password",
+            "hash as in `/etc/shadow`",
+            "required",
+            "Hash of the password: yescrypt, SHA-512 or SHA-256, as `mkpasswd -m yescrypt` prints it. Whoever can fetch the initramfs can read it, and guess at it: take a long password.",
+        )],
+    },
+    Table {
         heading: "[[file]]",
         about: "A file, link or directory of the recipe's own. Exactly one of `source`, `text`, `link` and `directory`.",
         keys: &[

@@ -7,7 +7,10 @@ use std::{
     fs::{self, File},
     io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream, UdpSocket},
-    os::unix::{fs::FileExt, net::UnixListener},
+    os::unix::{
+        fs::FileExt,
+        net::{UnixListener, UnixStream},
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -354,6 +357,8 @@ pub struct Bare {
     child: Child,
     qmp: Qmp,
     serial: Arc<(Mutex<Said>, Condvar)>,
+    /// The serial line, for typing.
+    keys: Mutex<UnixStream>,
     directory: PathBuf,
 }
 
@@ -427,14 +432,16 @@ impl Bare {
             ]);
         }
         let child = command.spawn().expect("starting qemu-system-x86_64 (run `make deps`)");
-        let serial = follow(serial, directory.join("serial.log"));
+        let (line, _) = serial.accept().expect("QEMU's serial line");
+        let keys = Mutex::new(line.try_clone().expect("the same line"));
+        let serial = follow(line, directory.join("serial.log"));
         let (stream, _) = qmp.accept().expect("QEMU's control connection");
         let qmp = Qmp::new(stream, |_, _| ()).expect("QEMU's greeting");
         if matches!(setup.cable, Cable::Unplugged) {
             qmp.call("set_link", json!({ "name": "nic0", "up": false })).expect("pulling the cable");
         }
         qmp.call("cont", json!({})).expect("starting the machine");
-        Bare { child, qmp, serial, directory }
+        Bare { child, qmp, serial, keys, directory }
     }
 
     /// Waits until the serial line has said this text so many times; returns everything it said.
@@ -476,6 +483,25 @@ impl Bare {
     #[track_caller]
     pub fn says(&self, text: &str) -> String {
         self.says_times(text, 1)
+    }
+
+    /// Types a line on the serial line.
+    pub fn types(&self, line: &str) {
+        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        keys.write_all(format!("{line}\r").as_bytes()).expect("typing on the serial line");
+    }
+
+    /// Types a line once a second until the serial line says this text.
+    #[track_caller]
+    pub fn types_until(&self, line: &str, text: &str) {
+        let begin = Instant::now();
+        loop {
+            self.types(line);
+            match self.wait_for(Duration::from_secs(1), |said| said.contains(text)) {
+                Ok(_) => return,
+                Err(why) => assert!(begin.elapsed() < GUARD, "never said {text:?}: {why}"),
+            }
+        }
     }
 
     /// Waits until the screen shows all these texts.
@@ -521,11 +547,10 @@ fn short(directory: &Path) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{held}"))
 }
 
-fn follow(listener: UnixListener, log: PathBuf) -> Arc<(Mutex<Said>, Condvar)> {
+fn follow(mut stream: UnixStream, log: PathBuf) -> Arc<(Mutex<Said>, Condvar)> {
     let said = Arc::new((Mutex::new(Said::default()), Condvar::new()));
     let heard = said.clone();
     std::thread::spawn(move || {
-        let Ok((mut stream, _)) = listener.accept() else { return };
         let mut log = File::create(log).expect("writing the serial log");
         let mut buffer = [0; 4096];
         while let Ok(length @ 1..) = stream.read(&mut buffer) {

@@ -49,6 +49,69 @@ fn no_card() {
     page(&machine, "NO-LINK", "this machine has no network port", "Check the cable and the switch port");
 }
 
+/// A small image with a rescue shell, built as an admin would.
+fn image_with_rescue() -> std::path::PathBuf {
+    let directory = labshift_tests::root().join("target/test-lab/rescue");
+    std::fs::create_dir_all(&directory).expect("making the directory");
+    let base = labshift_tests::root().join("recipes/base.toml");
+    let recipe = format!(
+        "name = \"rescue\"\nkind = \"host\"\nextends = \"{}\"\n\
+         [rescue]\npassword = \"$y$j9T$F5Jx5fExrKuPp53xLKQ..1$6JlLzEdKMvGk83Zgd3owplAejssJr2SFlJFlOc7i54A\"\n",
+        base.display()
+    );
+    let file = directory.join("rescue.toml");
+    std::fs::write(&file, recipe).expect("writing the recipe");
+    let store = directory.join("store");
+    let mut build = std::process::Command::new(labshift_tests::labshift());
+    let output = build.args(["image", "build"]).arg(&file).arg("-o").arg(&store).output();
+    let output = output.expect("starting labshift image build");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let generation = std::fs::read_to_string(store.join("channels/rescue")).expect("reading the channel");
+    store.join("images/rescue").join(generation.trim())
+}
+
+/// The recipe allows a rescue shell: after the page, the password opens it, and only the password. When it ends the boot goes on.
+#[test]
+fn a_rescue_shell_for_whoever_knows_the_password() {
+    let setup = Setup {
+        cable: Cable::NoCard,
+        arguments: "labshift.retry=600".into(),
+        foreign: Some(image_with_rescue()),
+        ..Setup::default()
+    };
+    let machine = Bare::start("rescue", setup);
+    let serial = machine.says("Enter asks for the password of the rescue shell.");
+    assert!(serial.contains("NO-LINK"), "{serial}");
+    let asks = "Password of the rescue shell: ";
+    // What is typed before the line is listened to is not meant.
+    machine.types_until("", asks);
+    machine.types("letmein");
+    let serial = machine.says_times(asks, 2);
+    assert!(serial.contains("wrong password on ttyS0") && !serial.contains("rescue# "), "{serial}");
+    machine.types("open sesame");
+    machine.says("rescue# ");
+    machine.types("echo $((6 * 7)) $(ls /etc/labshift | wc -l); ip link | grep -c LOOPBACK");
+    let serial = machine.says("42 ");
+    assert!(serial.contains("the shell is open on ttyS0"), "{serial}");
+    machine.types("exit");
+    let serial = machine.says_times("NO-LINK", serial.matches("NO-LINK").count() + 1);
+    assert!(serial.contains("the shell has ended; trying again"), "{serial}");
+    assert!(!serial.contains("sesame") && !serial.contains("letmein"), "passwords are not echoed: {serial}");
+}
+
+/// No `[rescue]` in the recipe: nothing is offered, and whatever is typed opens nothing.
+#[test]
+fn no_rescue_shell_without_a_word_in_the_recipe() {
+    let setup = Setup { cable: Cable::NoCard, arguments: "labshift.retry=5".into(), ..Setup::default() };
+    let machine = Bare::start("no-rescue", setup);
+    machine.says("Failure 1 of 12. Trying again in");
+    for line in ["", "open sesame", "id"] {
+        machine.types(line);
+    }
+    let serial = machine.says("Failure 2 of 12. Trying again in");
+    assert!(!serial.contains("rescue") && !serial.contains("uid="), "{serial}");
+}
+
 #[test]
 fn no_link() {
     let setup = Setup { cable: Cable::Unplugged, arguments: "labshift.retry=600".into(), ..Setup::default() };
