@@ -12,10 +12,12 @@ use nix::{
     sys::inotify::{AddWatchFlags, InitFlags, Inotify},
 };
 
+use labshift_model::boot_order::BootOrder;
+
 use super::*;
 use crate::{
     channel::STABLE,
-    inspect,
+    inspect::inspect,
     progress::Silent,
     world::{RECIPE, World, options, packages},
 };
@@ -91,6 +93,29 @@ fn a_rescue_shell_is_in_the_initramfs_of_a_recipe_that_wants_it() {
     let error =
         build(&BuildOptions { locked: Some(without), ..world.options() }, &Silent).unwrap_err().to_string();
     assert!(error.contains("does not name busybox-static"), "{error}");
+}
+
+/// A recorded boot order is signed beside the manifest: the generation stays, and whoever signs anew keeps it.
+#[test]
+fn a_boot_order_stays_with_its_generation() {
+    let world = World::new();
+    let built = build(&world.options(), &Silent).unwrap();
+    let store = Store::open(&world.path("store")).unwrap();
+    let order = BootOrder::parse("0+32,7").unwrap();
+    let signature = || {
+        let image = inspect(&store, "tiny", Some(&built.generation)).unwrap();
+        let bytes = fs::read(image.directory.join(paths::MANIFEST)).unwrap();
+        let trusted = [store.signing_key().unwrap().verifying_key()];
+        Manifest::verify(&bytes, &image.signature, &trusted, Some(&built.generation)).unwrap();
+        image.signature
+    };
+    assert_eq!(signature().boot_order, "");
+    let later = Timestamp::now();
+    assert!(store.set_boot_order(("tiny", &built.generation), &order, later).unwrap());
+    assert_eq!(signature().boot_order, "0+32,7");
+    let again = build(&world.options(), &Silent).unwrap();
+    assert_eq!((again.published, &again.generation), (Published::AlreadyThere, &built.generation));
+    assert_eq!(signature().boot_order, "0+32,7");
 }
 
 /// A build that changes nothing signs anew; the image's bytes stay what they are.

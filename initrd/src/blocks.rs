@@ -4,8 +4,12 @@
 //! kernel reads ──> nbd ──> Blocks::read ── kept? ──yes──────────────────────> bytes
 //!                              │ no: one asker fetches, the others wait          ^
 //!                              └─> server, range of chunks ── verified ── kept ──┘
+//! Blocks::prefetch (in the recorded order, from the first moment) ───────────────┤
 //! Blocks::fetch_rest (policy full, once the machine is up) ──────────────────────┘
 //! ```
+//!
+//! What the kernel reads is noted in its order until the machine is up: recorded once in the lab and signed with the manifest, the order
+//! lets later boots fetch what they will need before they ask, and little else.
 //!
 //! The hash tree comes first, whole: it is small, and every block is checked against it before the kernel sees it. dm-verity
 //! checks again; what is gained here is that a wrong block has a name, and that another try may bring the right one.
@@ -18,6 +22,8 @@ use std::{
     },
     time::{Duration, Instant},
 };
+
+use labshift_model::boot_order::BootOrder;
 
 use crate::{
     fetch::{FetchError, Source},
@@ -32,6 +38,8 @@ const USUAL: u64 = 4;
 const AHEAD: u64 = 16;
 /// Chunks kept in memory under [`Policy::Lazy`].
 const FEW: usize = 64;
+/// Chunks that may be fetched in the recorded order before they are read, under [`Policy::Lazy`].
+const WINDOW: usize = FEW / 2;
 /// How long a wrong chunk is not asked for again.
 const WRONG: Duration = Duration::from_secs(10);
 /// Chunks fetched by one request in the background.
@@ -67,6 +75,16 @@ struct Store {
     expected: u64,
     /// The first thing that went wrong for good.
     fault: Option<FetchError>,
+    /// Chunks in the order in which they were first read.
+    read: Vec<u64>,
+    /// The same chunks, for a quick look.
+    was_read: HashSet<u64>,
+    /// Chunks in the order of an earlier boot; empty when none was recorded.
+    plan: Vec<u64>,
+    /// Where the fetching of the plan is.
+    planned: usize,
+    /// The chunks of the plan that were read.
+    used: usize,
 }
 
 /// A root that is fetched as it is read.
@@ -136,6 +154,65 @@ impl Blocks {
         self.policy == Policy::Full
     }
 
+    /// From now on [`Blocks::prefetch`] has something to do.
+    pub fn follow(&self, order: &BootOrder) {
+        let (last, per_chunk) = (self.chunks(), CHUNK / BLOCK as u64);
+        let mut seen = HashSet::new();
+        let plan = order.ranges().iter().flat_map(|&(first, count)| {
+            first / per_chunk..(first.saturating_add(count)).div_ceil(per_chunk).min(last)
+        });
+        self.lock().plan = plan.filter(|chunk| seen.insert(*chunk)).collect();
+    }
+
+    /// True when a recorded order is followed.
+    pub fn is_ordered(&self) -> bool {
+        !self.lock().plan.is_empty()
+    }
+
+    /// What was read so far, in its order.
+    pub fn order(&self) -> BootOrder {
+        let (mut order, per_chunk) = (BootOrder::default(), CHUNK / BLOCK as u64);
+        for chunk in &self.lock().read {
+            order.push(chunk * per_chunk, per_chunk);
+        }
+        order
+    }
+
+    /// Fetches in the recorded order until all of it is here, something goes wrong, or [`Blocks::forget_order`]. Several threads may do it.
+    pub fn prefetch(&self) {
+        while let Some((first, count)) = self.next_planned() {
+            // Whoever needs what did not come asks for it again, and is told.
+            if self.bring(first, count).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Nothing more is fetched before it is asked for: the boot has failed.
+    pub fn forget_order(&self) {
+        self.lock().plan.clear();
+        self.changed.notify_all();
+    }
+
+    /// Claims the next chunks of the plan.
+    fn next_planned(&self) -> Option<(u64, u64)> {
+        let mut store = self.lock();
+        loop {
+            let first = *store.plan.get(store.planned)?;
+            if self.policy == Policy::Lazy && store.planned >= store.used + WINDOW {
+                store = self.changed.wait(store).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            let rest = store.plan.get(store.planned..).unwrap_or_default();
+            let row = rest.iter().zip(first..).take_while(|(chunk, next)| *chunk == next).count() as u64;
+            let count = self.claim(&mut store, first, row.min(AHEAD));
+            store.planned += count.max(1) as usize;
+            if count > 0 {
+                return Some((first, count));
+            }
+        }
+    }
+
     /// Reads; waits for what is not there yet. `Err` means that it will not come, or is not what was signed.
     pub fn read(&self, from: u64, buffer: &mut [u8]) -> Result<(), Missing> {
         let data_size = self.leaves.shape().data_size();
@@ -148,6 +225,7 @@ impl Blocks {
                 buffer[done..].copy_from_slice(part);
                 return Ok(());
             }
+            self.note(at / CHUNK);
             let chunk = self.chunk(at / CHUNK)?;
             let offset = (at % CHUNK) as usize;
             let part = chunk.get(offset..).filter(|p| !p.is_empty()).ok_or(Missing)?;
@@ -156,6 +234,21 @@ impl Blocks {
             done += length;
         }
         Ok(())
+    }
+
+    /// Notes that a chunk is read.
+    fn note(&self, number: u64) {
+        let mut store = self.lock();
+        if !store.was_read.insert(number) {
+            return;
+        }
+        store.read.push(number);
+        // Under `Lazy` the plan is a window that moves with what is read.
+        if store.plan.get(store.used..).is_some_and(|rest| rest.contains(&number)) {
+            store.used += 1;
+            drop(store);
+            self.changed.notify_all();
+        }
     }
 
     fn chunk(&self, number: u64) -> Result<Arc<Vec<u8>>, Missing> {
@@ -172,7 +265,9 @@ impl Blocks {
             }
             store = self.changed.wait(store).unwrap_or_else(PoisonError::into_inner);
         }
-        let ahead = if number == store.expected { AHEAD } else { USUAL };
+        // What a recorded boot did not read is needed alone.
+        let (row, usual) = if store.plan.is_empty() { (AHEAD, USUAL) } else { (USUAL, 1) };
+        let ahead = if number == store.expected { row } else { usual };
         let count = self.claim(&mut store, number, ahead);
         store.expected = number + count;
         drop(store);

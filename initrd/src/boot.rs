@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context, Result};
 use labshift_model::{
     boot::{BootAnswer, Stage},
+    boot_order::BootOrder,
     manifest::{Manifest, short},
     paths,
 };
@@ -41,6 +42,8 @@ const LINK_PATIENCE: Duration = Duration::from_secs(30);
 const ADDRESS_PATIENCE: Duration = Duration::from_secs(75);
 /// Memory that must be left beside the root, in bytes.
 const SPARE_MEMORY: u64 = 192 << 20;
+/// Threads that fetch in the recorded order: while one checks what has come, the other waits for the server.
+const PREFETCHERS: usize = 2;
 /// Failures before the machine starts over.
 const ATTEMPTS: u32 = 12;
 
@@ -402,7 +405,12 @@ fn fetch_and_mount(
         workers: processors(),
     };
     if cmdline.policy != Policy::Whole {
-        return mount_as_it_comes(source, shape, cmdline.policy, loader, &image).map(Some);
+        // Signed with the manifest. One that can't be read costs time, not the boot.
+        let order = BootOrder::parse(&answer.signature.boot_order).unwrap_or_else(|why| {
+            JOURNAL.say("root", &why.to_string());
+            BootOrder::default()
+        });
+        return mount_as_it_comes(source, shape, cmdline.policy, &order, loader, &image).map(Some);
     }
     let file = mount::root_file(bytes).map_err(|why| halt(Code::Memory, format!("{why:#}")))?;
     JOURNAL.say(
@@ -429,6 +437,7 @@ fn mount_as_it_comes(
     source: Source,
     shape: Shape,
     policy: Policy,
+    order: &BootOrder,
     loader: &mut Loader,
     image: &str,
 ) -> Result<Arc<Blocks>, Halt> {
@@ -438,18 +447,27 @@ fn mount_as_it_comes(
     let blocks = Blocks::open(source, shape.clone(), policy);
     let blocks = Arc::new(blocks.map_err(|why| fetch_failed(Stage::RootFetched, &why))?);
     let mib = blocks.size() >> 20;
-    JOURNAL.reached(Stage::RootFetched, &format!("the hash tree; {mib} MiB come as they are read"));
+    blocks.follow(order);
+    let early = if blocks.is_ordered() { ", in the recorded order before" } else { "" };
+    JOURNAL.reached(Stage::RootFetched, &format!("the hash tree; {mib} MiB come as they are read{early}"));
+    for _ in 0..if blocks.is_ordered() { PREFETCHERS } else { 0 } {
+        let blocks = blocks.clone();
+        std::thread::spawn(move || blocks.prefetch());
+    }
     let mounted = nbd::attach(Path::new("/dev"), &blocks)
         .context("attaching the network block device")
         .and_then(|device| mount::verified_device(&device, &shape))
         .and_then(|verified| mount::mount_root(&verified));
     match mounted {
         Ok(()) => Ok(blocks),
-        // What the kernel calls an input/output error has a better name.
-        Err(why) => Err(match blocks.fault() {
-            Some(fault) => fetch_failed(Stage::RootMounted, &fault),
-            None => Halt::new(Stage::RootMounted, Code::Mount, format!("{image}: {why:#}")),
-        }),
+        Err(why) => {
+            blocks.forget_order();
+            // What the kernel calls an input/output error has a better name.
+            Err(match blocks.fault() {
+                Some(fault) => fetch_failed(Stage::RootMounted, &fault),
+                None => Halt::new(Stage::RootMounted, Code::Mount, format!("{image}: {why:#}")),
+            })
+        }
     }
 }
 

@@ -264,6 +264,8 @@ mod tests {
         sync::Arc,
     };
 
+    use labshift_model::boot_order::BootOrder;
+
     use super::*;
     use crate::{
         blocks::{Blocks, Policy},
@@ -412,6 +414,63 @@ mod tests {
         blocks.read(body.len() as u64 - 9_000_000, &mut all[..100]).unwrap();
         blocks.read(0, &mut all[..100]).unwrap();
         assert!(served.load(Ordering::SeqCst) > before);
+    }
+
+    /// The second boot fetches what the first one has read, in its order, before anybody asks, and nothing else.
+    #[test]
+    fn a_recorded_order_is_fetched_ahead() {
+        let (body, shape) = image(3200);
+        let chunk = 32 * BLOCK as u64;
+        let reads = [70, 3, 4, 5, 90, 0, 70];
+        let (url, _) = serve(body.clone(), 0, 0);
+        let first = Blocks::open(source(vec![url]), shape.clone(), Policy::Full).unwrap();
+        for at in reads {
+            first.read(at * chunk + 100, &mut [0; 1000]).unwrap();
+        }
+        let order = first.order();
+        assert_eq!(order.to_string(), "2240+32,96+96,2880+32,0+32");
+
+        let (url, served) = serve(body.clone(), 0, 0);
+        let then = Blocks::open(source(vec![url]), shape.clone(), Policy::Full).unwrap();
+        let tree = then.fetched();
+        then.follow(&order);
+        assert!(then.is_ordered() && !first.is_ordered());
+        then.prefetch();
+        assert_eq!((then.fetched() - tree, served.load(Ordering::SeqCst)), (6 * chunk, 1 + 4));
+        for at in reads {
+            let mut bytes = [0; 1000];
+            then.read(at * chunk + 100, &mut bytes).unwrap();
+            assert!(bytes == body[(at * chunk) as usize + 100..][..1000]);
+        }
+        assert_eq!(served.load(Ordering::SeqCst), 5, "everything was there");
+        // What the recorded boot did not read comes alone.
+        then.read(50 * chunk, &mut [0; 10]).unwrap();
+        assert_eq!(then.fetched() - tree, 7 * chunk);
+
+        // An order that names blocks beyond the end, or wrong ones, costs nothing but time.
+        let (url, _) = serve(body, 1, 0);
+        let odd = Blocks::open(source(vec![url]), shape, Policy::Full).unwrap();
+        odd.follow(&BootOrder::parse("3199+4000000000,4000000000+4000000000").unwrap());
+        odd.prefetch();
+        assert!(odd.read(0, &mut [0; 10]).is_ok());
+        odd.forget_order();
+        assert!(!odd.is_ordered());
+    }
+
+    /// A root of which little is kept is fetched ahead only so far that nothing is thrown away before it is read.
+    #[test]
+    fn a_lazy_root_is_not_fetched_too_far_ahead() {
+        let (body, shape) = image(3200);
+        let (url, served) = serve(body, 0, 0);
+        let blocks = Arc::new(Blocks::open(source(vec![url]), shape, Policy::Lazy).unwrap());
+        blocks.follow(&BootOrder::parse("0+3200").unwrap());
+        let fetching = blocks.clone();
+        let ahead = std::thread::spawn(move || fetching.prefetch());
+        for chunk in 0..100 {
+            blocks.read(chunk * 32 * BLOCK as u64, &mut [0; 10]).unwrap();
+        }
+        ahead.join().unwrap();
+        assert!(served.load(Ordering::SeqCst) < 100, "most came ahead, in rows");
     }
 
     #[test]

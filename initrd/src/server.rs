@@ -257,6 +257,7 @@ mod tests {
                 key: "11".repeat(32),
                 signed: Timestamp::UNIX_EPOCH,
                 expires: None,
+                boot_order: String::new(),
                 ed25519: "22".repeat(64),
             },
             attempt: 1,

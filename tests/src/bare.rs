@@ -25,7 +25,7 @@ use labshift_lab::{
 };
 use labshift_model::{
     boot::{BootAnswer, BootReport, Failure, SignedAnswer},
-    manifest::{Manifest, generation_of, public, sign},
+    manifest::{Manifest, generation_of, public, sign, sign_with_order},
     paths,
 };
 use serde_json::json;
@@ -79,6 +79,21 @@ pub fn answer(change: impl FnOnce(&mut Manifest)) -> BootAnswer {
         now: "2026-11-23T07:40:00Z".parse().expect("a time"),
         nonce: String::new(),
     }
+}
+
+/// The answer with a boot order beside its manifest.
+pub fn ordered(answer: BootAnswer, order: &str) -> BootAnswer {
+    let valid_days = Manifest::from_bytes(answer.manifest.as_bytes()).expect("a manifest").valid_days;
+    let signed = SIGNED.parse().expect("a time");
+    let signature = sign_with_order(answer.manifest.as_bytes(), &key(), signed, valid_days, order.to_owned());
+    BootAnswer { signature, ..answer }
+}
+
+/// The boot order that a serial log tells, if it does.
+pub fn boot_order(serial: &str) -> Option<String> {
+    let parts = serial.lines().filter_map(|line| line.split_once(" boot-order ")?.1.trim().split_once(' '));
+    let order: String = parts.map(|(_, part)| part).collect();
+    (!order.is_empty()).then_some(order)
 }
 
 /// An archive that goes over the image's initramfs: it trusts [`key`] and [`server_key`], and holds these files besides.
