@@ -313,6 +313,7 @@ impl Job {
             modules: recipe.root_modules.clone(),
             ports: recipe.ports.clone(),
             valid_days: recipe.valid_days,
+            disk: recipe.disk.clone(),
         };
         write_manifest(directory, &manifest, (&self.key, self.now))?;
         Ok(Assembled { manifest, root_bytes, warnings: root.warnings })

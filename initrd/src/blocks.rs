@@ -26,6 +26,7 @@ use std::{
 use labshift_model::boot_order::BootOrder;
 
 use crate::{
+    disk::Cache,
     fetch::{FetchError, Source},
     verity::{BLOCK, Leaves, Mismatch, Shape},
 };
@@ -60,6 +61,8 @@ pub enum Policy {
     Full,
     /// What was read lately; the rest is fetched again when it is needed.
     Lazy,
+    /// What was read lately, and on the local disk all of it in the end; the next boot finds it there.
+    Disk,
 }
 
 /// What was kept and what is under way.
@@ -94,6 +97,8 @@ pub struct Blocks {
     leaves: Leaves,
     tree: Vec<u8>,
     policy: Policy,
+    /// Blocks on the local disk, as little believed as those of the network.
+    cache: Option<Cache>,
     store: Mutex<Store>,
     changed: Condvar,
     /// Once the root is mounted, a read waits for the server however long it takes.
@@ -102,8 +107,36 @@ pub struct Blocks {
 }
 
 impl Blocks {
-    /// Fetches and verifies the hash tree.
-    pub fn open(source: Source, shape: Shape, policy: Policy) -> Result<Self, FetchError> {
+    /// Fetches and verifies the hash tree, if it is not in the cache.
+    pub fn open(
+        source: Source,
+        shape: Shape,
+        policy: Policy,
+        cache: Option<Cache>,
+    ) -> Result<Self, FetchError> {
+        let kept = cache.as_ref().and_then(|cache| {
+            let tree = cache.read_tree(shape.tree_size() as usize)?;
+            let leaves = shape.clone().verify_tree(&tree).ok()?;
+            Some((tree, leaves))
+        });
+        let (tree, leaves, fetched) = match kept {
+            Some((tree, leaves)) => (tree, leaves, 0),
+            None => {
+                let tree = Self::fetch_tree(&source, &shape)?;
+                let leaves = shape.verify_tree(&tree)?;
+                if let Some(cache) = &cache {
+                    cache.write_tree(&tree);
+                }
+                let fetched = tree.len() as u64;
+                (tree, leaves, fetched)
+            }
+        };
+        let fetched = AtomicU64::new(fetched);
+        let (store, changed, patient) = (Mutex::default(), Condvar::new(), AtomicBool::new(false));
+        Ok(Blocks { source, leaves, tree, policy, cache, store, changed, patient, fetched })
+    }
+
+    fn fetch_tree(source: &Source, shape: &Shape) -> Result<Vec<u8>, FetchError> {
         let (data_size, tree_size) = (shape.data_size(), shape.tree_size());
         let mut tree = Vec::with_capacity(tree_size as usize);
         if tree_size > 0 {
@@ -112,10 +145,12 @@ impl Blocks {
                 true
             })?;
         }
-        let leaves = shape.verify_tree(&tree)?;
-        let fetched = AtomicU64::new(tree_size);
-        let (store, changed, patient) = (Mutex::default(), Condvar::new(), AtomicBool::new(false));
-        Ok(Blocks { source, leaves, tree, policy, store, changed, patient, fetched })
+        Ok(tree)
+    }
+
+    /// Little is kept in memory: what is not there is fetched again, or read from the disk.
+    fn keeps_few(&self) -> bool {
+        matches!(self.policy, Policy::Lazy | Policy::Disk)
     }
 
     /// Bytes of data and tree.
@@ -151,7 +186,7 @@ impl Blocks {
 
     /// True when everything is to be here in the end.
     pub fn is_full(&self) -> bool {
-        self.policy == Policy::Full
+        matches!(self.policy, Policy::Full | Policy::Disk)
     }
 
     /// From now on [`Blocks::prefetch`] has something to do.
@@ -199,7 +234,7 @@ impl Blocks {
         let mut store = self.lock();
         loop {
             let first = *store.plan.get(store.planned)?;
-            if self.policy == Policy::Lazy && store.planned >= store.used + WINDOW {
+            if self.keeps_few() && store.planned >= store.used + WINDOW {
                 store = self.changed.wait(store).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
@@ -260,19 +295,20 @@ impl Blocks {
             if store.wrong.get(&number).is_some_and(|since| since.elapsed() < WRONG) {
                 return Err(Missing);
             }
-            if !store.under_way.contains(&number) {
-                break;
+            if store.under_way.contains(&number) {
+                store = self.changed.wait(store).unwrap_or_else(PoisonError::into_inner);
+                continue;
             }
-            store = self.changed.wait(store).unwrap_or_else(PoisonError::into_inner);
+            // What a recorded boot did not read is needed alone.
+            let (row, usual) = if store.plan.is_empty() { (AHEAD, USUAL) } else { (USUAL, 1) };
+            let ahead = if number == store.expected { row } else { usual };
+            let count = self.claim(&mut store, number, ahead);
+            store.expected = number + count;
+            drop(store);
+            self.bring(number, count)?;
+            // Where few are kept, others may have pushed it out again.
+            store = self.lock();
         }
-        // What a recorded boot did not read is needed alone.
-        let (row, usual) = if store.plan.is_empty() { (AHEAD, USUAL) } else { (USUAL, 1) };
-        let ahead = if number == store.expected { row } else { usual };
-        let count = self.claim(&mut store, number, ahead);
-        store.expected = number + count;
-        drop(store);
-        self.bring(number, count)?;
-        self.lock().chunks.get(&number).cloned().ok_or(Missing)
     }
 
     /// Claims `number` and as many of the following as are neither there nor under way; at most `most`.
@@ -307,7 +343,30 @@ impl Blocks {
         done
     }
 
+    /// Takes from the cache what it has and fetches the rest, in rows.
     fn bring_claimed(&self, first: u64, count: u64) -> Result<(), FetchError> {
+        let (mut missing, end) = (first, first + count);
+        for chunk in first..end {
+            if let Some(bytes) = self.cached(chunk) {
+                if missing < chunk {
+                    self.fetch_row(missing, chunk - missing)?;
+                }
+                self.keep(chunk, &bytes);
+                missing = chunk + 1;
+            }
+        }
+        if missing < end { self.fetch_row(missing, end - missing) } else { Ok(()) }
+    }
+
+    /// A chunk from the cache, verified. A wrong one is as absent.
+    fn cached(&self, chunk: u64) -> Option<Vec<u8>> {
+        let from = chunk * CHUNK;
+        let length = CHUNK.min(self.leaves.shape().data_size().checked_sub(from)?);
+        let bytes = self.cache.as_ref()?.read(chunk, length as usize)?;
+        self.leaves.verify(from / BLOCK as u64, &bytes).is_ok().then_some(bytes)
+    }
+
+    fn fetch_row(&self, first: u64, count: u64) -> Result<(), FetchError> {
         let from = first * CHUNK;
         let to = (from + count * CHUNK).min(self.leaves.shape().data_size());
         let mut tries = 0;
@@ -321,6 +380,9 @@ impl Blocks {
             match streamed {
                 Ok(_) => {
                     self.leaves.verify(first * CHUNK / BLOCK as u64, &bytes)?;
+                    if let Some(cache) = &self.cache {
+                        (first..).zip(bytes.chunks(CHUNK as usize)).for_each(|(n, c)| cache.write(n, c));
+                    }
                     self.keep(first, &bytes);
                     return Ok(());
                 }
@@ -338,7 +400,7 @@ impl Blocks {
         let mut store = self.lock();
         for (number, chunk) in (first..).zip(bytes.chunks(CHUNK as usize)) {
             store.chunks.insert(number, Arc::new(chunk.to_vec()));
-            if self.policy == Policy::Lazy {
+            if self.keeps_few() {
                 store.age.push_back(number);
                 if store.age.len() > FEW
                     && let Some(old) = store.age.pop_front()
@@ -362,8 +424,18 @@ impl Blocks {
                 std::thread::sleep(pause);
             }
         }
+        if self.keeps_few() {
+            return true;
+        }
         // What others had under way may have failed.
         (0..self.chunks()).all(|number| self.chunk(number).is_ok())
+    }
+
+    /// Waits until the disk has what was kept there.
+    pub fn sync(&self) {
+        if let Some(cache) = &self.cache {
+            cache.sync();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Store> {

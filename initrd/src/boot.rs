@@ -22,6 +22,7 @@ use crate::{
     cmdline::{Cmdline, DiskRoot, RootSource},
     crash,
     dhcp::Lease,
+    disk,
     failure::{Code, Halt, backoff_seconds},
     fetch::{self, FetchError, Source},
     handover::{self, Handover},
@@ -385,7 +386,8 @@ fn fetch_and_mount(
     let bytes = shape.data_size() + shape.tree_size();
     let free =
         fs::read_to_string("/proc/meminfo").ok().and_then(|t| mount::available_memory(&t)).unwrap_or(0);
-    let kept = if cmdline.policy == Policy::Lazy { shape.tree_size() } else { bytes };
+    let (policy, found) = local_disk(cmdline.policy, manifest, &shape, loader);
+    let kept = if matches!(policy, Policy::Lazy | Policy::Disk) { shape.tree_size() } else { bytes };
     if free < kept + SPARE_MEMORY {
         let sentence = format!(
             "the root needs {} MiB and {} MiB to work in, {} MiB are free",
@@ -404,13 +406,16 @@ fn fetch_and_mount(
         pause: Duration::from_secs(1),
         workers: processors(),
     };
-    if cmdline.policy != Policy::Whole {
+    if policy != Policy::Whole {
         // Signed with the manifest. One that can't be read costs time, not the boot.
         let order = BootOrder::parse(&answer.signature.boot_order).unwrap_or_else(|why| {
             JOURNAL.say("root", &why.to_string());
             BootOrder::default()
         });
-        return mount_as_it_comes(source, shape, cmdline.policy, &order, loader, &image).map(Some);
+        let (cache, found) = found.map_or((None, None), |(cache, found)| (cache, Some(found)));
+        let blocks = mount_as_it_comes(source, shape.clone(), (policy, cache), &order, loader, &image)?;
+        swap(found.as_ref(), (policy == Policy::Disk).then_some(&shape));
+        return Ok(Some(blocks));
     }
     let file = mount::root_file(bytes).map_err(|why| halt(Code::Memory, format!("{why:#}")))?;
     JOURNAL.say(
@@ -429,14 +434,67 @@ fn fetch_and_mount(
     );
     let mounted = mount::verified_file(&file, &shape).and_then(|d| mount::mount_root(&d));
     mounted.map_err(|why| Halt::new(Stage::RootMounted, Code::Mount, format!("{image}: {why:#}")))?;
+    swap(found.as_ref().map(|(_, found)| found), None);
     Ok(None)
+}
+
+/// The policy that this machine can have, and the local disk that the recipe names. Without the disk the root comes into memory.
+fn local_disk(
+    policy: Policy,
+    manifest: &Manifest,
+    shape: &Shape,
+    loader: &mut Loader,
+) -> (Policy, Option<(Option<disk::Cache>, disk::Found)>) {
+    let without = if policy == Policy::Disk { Policy::Full } else { policy };
+    let Some(rule) = &manifest.disk else {
+        if policy == Policy::Disk {
+            JOURNAL.say("disk", "the recipe names no disk ([disk]); the root comes into memory");
+        }
+        return (without, None);
+    };
+    // It answers some time after its driver; a network boot has given it that time already.
+    let found = match disk::find(Path::new("/"), rule) {
+        Ok(found) => found,
+        Err(why) => {
+            JOURNAL.say("disk", &format!("{why}; the root comes into memory"));
+            return (without, None);
+        }
+    };
+    if let Err(why) = loader.load("dm_crypt") {
+        JOURNAL.say("disk", &why.to_string());
+    }
+    if policy != Policy::Disk {
+        return (policy, Some((None, found)));
+    }
+    match found.cache(shape) {
+        Ok(cache) => {
+            let state =
+                if cache.is_warm() { "holds blocks of this root" } else { "holds nothing of this root" };
+            JOURNAL.say("disk", &format!("{} {state}", found.path().display()));
+            (policy, Some((Some(cache), found)))
+        }
+        Err(why) => {
+            JOURNAL.say("disk", &format!("{why}; the root comes into memory"));
+            (without, None)
+        }
+    }
+}
+
+/// Swaps to what the cache leaves of the local disk. Without it there is less to work in, and the boot goes on.
+fn swap(found: Option<&disk::Found>, cache: Option<&Shape>) {
+    let Some(found) = found else { return };
+    match found.swap(Path::new("/dev"), cache) {
+        Ok(0) => JOURNAL.say("disk", "too little is left for swap"),
+        Ok(size) => JOURNAL.say("disk", &format!("{} MiB of encrypted swap", size >> 20)),
+        Err(why) => JOURNAL.say("disk", &format!("no swap: {why}")),
+    }
 }
 
 /// Mounts a root of which nothing is here but its hash tree; the blocks come as they are read.
 fn mount_as_it_comes(
     source: Source,
     shape: Shape,
-    policy: Policy,
+    (policy, cache): (Policy, Option<disk::Cache>),
     order: &BootOrder,
     loader: &mut Loader,
     image: &str,
@@ -444,7 +502,7 @@ fn mount_as_it_comes(
     loader.load("nbd").map_err(|e| Halt::new(Stage::RootMounted, Code::Module, e.to_string()))?;
     let fetch_failed =
         |stage, why: &FetchError| Halt::new(stage, Code::of_fetch(why), format!("{image}: {why}"));
-    let blocks = Blocks::open(source, shape.clone(), policy);
+    let blocks = Blocks::open(source, shape.clone(), policy, cache);
     let blocks = Arc::new(blocks.map_err(|why| fetch_failed(Stage::RootFetched, &why))?);
     let mib = blocks.size() >> 20;
     blocks.follow(order);

@@ -19,6 +19,7 @@
 //! | [`rescue`] | a shell for whoever knows the password, when the boot has failed |
 //! | [`hardware`], [`adoption`] | what the machine is made of; how it becomes known |
 //! | [`blocks`], [`nbd`] | a root that comes as it is read; the device it is read from |
+//! | [`disk`] | the local disk that a recipe names: blocks for the next boot, encrypted swap |
 //! | [`mount`], [`handover`] | the new root; what init leaves in it |
 //! | [`boot`] | the linear run |
 //! | [`order`], [`process`], [`ready`], [`supervisor`], [`control`] | services |
@@ -38,6 +39,7 @@ pub mod console;
 pub mod control;
 pub mod crash;
 pub mod dhcp;
+pub mod disk;
 pub mod failure;
 pub mod fetch;
 pub mod handover;

@@ -158,6 +158,7 @@ fn settle(blocks: &Blocks) {
         return;
     }
     if blocks.fetch_rest(Duration::from_millis(20)) {
+        blocks.sync();
         let all = blocks.size() >> 20;
         JOURNAL.say(
             "root",

@@ -245,6 +245,7 @@ mod tests {
             modules: vec![],
             ports: vec![],
             valid_days: None,
+            disk: None,
         };
         let bytes = manifest.to_bytes();
         BootAnswer {

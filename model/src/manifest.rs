@@ -80,6 +80,21 @@ pub struct Manifest {
     /// Days for which one signature of it is good; for ever when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub valid_days: Option<u32>,
+    /// The local disk that machines may use; none when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<LocalDisk>,
+}
+
+/// How the local disk is recognised that a machine may use: all that is on it is lost. One of the two is there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LocalDisk {
+    /// Name of a GPT partition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partition: Option<String>,
+    /// Serial number of a whole disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
 }
 
 /// A detached Ed25519 signature: over the manifest's generation, the two times and the boot order. These stand here and not in the
@@ -321,6 +336,7 @@ mod tests {
             modules: vec![],
             ports: vec![],
             valid_days: None,
+            disk: None,
         }
     }
 

@@ -9,7 +9,7 @@ use toml::Spanned;
 
 use crate::{
     fault::{Faults, Section, Source},
-    manifest::ImageKind,
+    manifest::{ImageKind, LocalDisk},
     service::{Limits, MODULES, Restart, Service},
 };
 
@@ -66,6 +66,8 @@ pub struct Recipe {
     pub minimum: Option<Timestamp>,
     /// Who signs the kernel image for Secure Boot.
     pub secure_boot: Option<SecureBoot>,
+    /// The local disk that machines may use; none when absent.
+    pub disk: Option<LocalDisk>,
     /// Who may open a shell on a machine whose boot has failed; nobody when absent.
     pub rescue: Option<Rescue>,
 }
@@ -197,6 +199,7 @@ impl Recipe {
             valid_days: self.valid_days.or(base.valid_days),
             minimum: self.minimum.max(base.minimum),
             secure_boot: self.secure_boot.or(base.secure_boot),
+            disk: self.disk.or(base.disk),
             rescue: self.rescue.or(base.rescue),
         }
     }
@@ -263,6 +266,21 @@ fn read(source: &Source<'_>) -> Recipe {
         section.close();
         Some(SecureBoot { cert: (*cert?.get_ref()).to_owned(), key })
     });
+    let disk = root.section("disk").and_then(|section| {
+        let (span, disk) = (section.span(), disk(source, &section));
+        section.close();
+        if disk.partition.is_some() == disk.serial.is_some() {
+            source.fault(
+                span,
+                "[disk] must say how the disk is recognised".to_owned(),
+                "give exactly one of: partition = \"GPT NAME\", serial = \"NUMBER\"",
+            );
+        }
+        Some(disk)
+    });
+    if disk.is_some() {
+        initrd_modules.extend(DISK_MODULES.map(str::to_owned));
+    }
     let rescue = root.section("rescue").and_then(|section| {
         let password =
             section.required("password", "the password's hash, as `mkpasswd -m yescrypt` prints it");
@@ -310,6 +328,7 @@ fn read(source: &Source<'_>) -> Recipe {
             .and_then(|m| checked(source, m, "a date like 2026-10-01", |m| day(m).is_some()))
             .and_then(|m| day(&m)),
         secure_boot,
+        disk,
         rescue,
     };
     twice(source, &root);
@@ -371,6 +390,30 @@ fn is_name(text: &str) -> bool {
 fn day(text: &str) -> Option<Timestamp> {
     let date: civil::Date = text.parse().ok()?;
     date.to_zoned(TimeZone::UTC).ok().map(|zoned| zoned.timestamp())
+}
+
+/// What reaches the disks of usual machines, and encrypts swap.
+const DISK_MODULES: [&str; 8] = [
+    "kernel/drivers/nvme/host/nvme.*",
+    "kernel/drivers/ata/ahci.*",
+    "kernel/drivers/scsi/sd_mod.*",
+    "kernel/drivers/block/virtio_blk.*",
+    "kernel/drivers/md/dm-crypt.*",
+    "kernel/crypto/xts.*",
+    "kernel/crypto/ecb.*",
+    "kernel/arch/x86/crypto/aesni-intel.*",
+];
+
+fn disk(source: &Source<'_>, section: &Section<'_, '_>) -> LocalDisk {
+    let named = |key: &str, value: Option<Spanned<&str>>| {
+        let wanted = format!("a {key} of 1 to 64 printable characters");
+        let plain = |text: &str| (1..=64).contains(&text.len()) && text.chars().all(|c| c.is_ascii_graphic());
+        value.and_then(|value| checked(source, value, &wanted, plain))
+    };
+    LocalDisk {
+        partition: named("partition name", section.string("partition")),
+        serial: named("serial number", section.string("serial")),
+    }
 }
 
 /// The form of crypt(5): method, parameters or salt, hash.

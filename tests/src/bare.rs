@@ -110,7 +110,11 @@ pub fn overlay(files: &[(&str, &[u8])]) -> Vec<u8> {
 
 /// The lab image's initramfs with an [`overlay`].
 pub fn initrd(files: &[(&str, &[u8])]) -> Vec<u8> {
-    let mut initrd = fs::read(image("lab").join(paths::INITRD)).expect("reading the initramfs");
+    initrd_of(&image("lab"), files)
+}
+
+fn initrd_of(image: &Path, files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut initrd = fs::read(image.join(paths::INITRD)).expect("reading the initramfs");
     initrd.resize(initrd.len().next_multiple_of(4), 0);
     initrd.extend(overlay(files));
     initrd
@@ -350,7 +354,7 @@ pub struct Setup<'a> {
     pub arguments: String,
     /// More of QEMU's arguments.
     pub more: &'a [&'a str],
-    /// Directory of another `vmlinuz` and `initrd.img`; nothing goes over them.
+    /// Directory of another `vmlinuz` and `initrd.img`; nothing goes over them when the overlay is empty.
     pub foreign: Option<PathBuf>,
 }
 
@@ -409,7 +413,10 @@ impl Bare {
         fs::create_dir_all(&directory).expect("making the machine's directory");
         let from = setup.foreign.clone().unwrap_or_else(|| image("lab"));
         let initrd = match setup.foreign {
-            Some(_) => fs::read(from.join("initrd.img")).expect("reading the initramfs"),
+            Some(_) if setup.overlay.is_empty() => {
+                fs::read(from.join("initrd.img")).expect("reading the initramfs")
+            }
+            Some(_) => initrd_of(&from, setup.overlay),
             None => initrd(setup.overlay),
         };
         fs::write(directory.join("initrd.img"), initrd).expect("writing the initramfs");
