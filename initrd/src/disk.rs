@@ -68,22 +68,17 @@ pub struct Found {
 
 /// Finds the one that the recipe means.
 pub fn find(sysroot: &Path, rule: &LocalDisk) -> Result<Found, NoDisk> {
-    let (meant, fits): (String, Box<dyn Fn(&Path) -> bool>) = match (&rule.partition, &rule.serial) {
+    let meant = match (&rule.partition, &rule.serial) {
+        (Some(name), _) => format!("partition {name:?}"),
+        (None, serial) => format!("the one with serial number {:?}", serial.as_deref().unwrap_or_default()),
+    };
+    let fits = |device: &Path| match (&rule.partition, &rule.serial) {
         (Some(name), _) => {
             let line = format!("PARTNAME={name}");
-            let fits = move |device: &Path| {
-                fs::read_to_string(device.join("uevent")).is_ok_and(|t| t.lines().any(|l| l == line))
-            };
-            (format!("partition {name:?}"), Box::new(fits))
+            fs::read_to_string(device.join("uevent")).is_ok_and(|t| t.lines().any(|l| l == line))
         }
-        (None, Some(serial)) => {
-            let wanted = serial.clone();
-            (
-                format!("the one with serial number {serial:?}"),
-                Box::new(move |d: &Path| hardware::serial_of(d) == wanted),
-            )
-        }
-        (None, None) => return Err(NoDisk::None("named".to_owned())),
+        (None, Some(serial)) => hardware::serial_of(device) == *serial,
+        (None, None) => false,
     };
     let mut found: Vec<(String, PathBuf)> = fs::read_dir(sysroot.join("sys/class/block"))
         .into_iter()

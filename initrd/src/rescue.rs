@@ -10,10 +10,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read, Write},
-    os::{
-        fd::{AsFd, AsRawFd},
-        unix::fs::OpenOptionsExt,
-    },
+    os::{fd::AsFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -229,10 +226,8 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        // One that is gone needs nothing.
-        if self.file.as_raw_fd() >= 0 {
-            let _ = tcsetattr(&self.file, SetArg::TCSANOW, &self.before);
-        }
+        // A line that was hung up needs nothing.
+        let _ = tcsetattr(&self.file, SetArg::TCSANOW, &self.before);
     }
 }
 

@@ -266,7 +266,7 @@ fn read(source: &Source<'_>) -> Recipe {
         section.close();
         Some(SecureBoot { cert: (*cert?.get_ref()).to_owned(), key })
     });
-    let disk = root.section("disk").and_then(|section| {
+    let disk = root.section("disk").map(|section| {
         let (span, disk) = (section.span(), disk(source, &section));
         section.close();
         if disk.partition.is_some() == disk.serial.is_some() {
@@ -276,7 +276,7 @@ fn read(source: &Source<'_>) -> Recipe {
                 "give exactly one of: partition = \"GPT NAME\", serial = \"NUMBER\"",
             );
         }
-        Some(disk)
+        disk
     });
     if disk.is_some() {
         initrd_modules.extend(DISK_MODULES.map(str::to_owned));

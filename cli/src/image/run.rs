@@ -78,7 +78,7 @@ pub fn run(arguments: &ImageRun) -> Result<()> {
                     println!(
                         "{name}@{}: its boot reads {} MiB, in an order that is known now",
                         short(&generation),
-                        blocks * 4096 >> 20
+                        (blocks * 4096) >> 20
                     );
                     return Ok(());
                 }
