@@ -188,6 +188,7 @@ mod tests {
             modules: vec![],
             ports: vec![],
             valid_days: None,
+            disk: None,
         };
         let bytes = manifest.to_bytes();
         let generation = manifest::generation_of(&bytes);

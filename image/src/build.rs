@@ -182,6 +182,7 @@ impl Job {
             images: manifest::public(&key),
             servers: store.servers()?.join("\n"),
             minimum: loaded.recipe.minimum.map(|t| t.to_string()),
+            rescue: loaded.recipe.rescue.as_ref().map(|r| r.password.clone()),
         };
         let now = options.sources.now;
         let cache = choose::open_cache(&options.sources)?;
@@ -216,7 +217,8 @@ impl Job {
         let Job { loaded, name, kernel, programs, cache, lock, .. } = self;
         let tools = Tools::prepare(cache, lock, |i| fetch::open(cache, lock, &lock.tools[i]))?;
         let init = programs.get("init").map_or(&[][..], Vec::as_slice);
-        let frame = initramfs::frame(init, &self.trust);
+        let shell = loaded.recipe.rescue.as_ref().map(|_| tools.shell()).transpose()?;
+        let frame = initramfs::frame(init, shell.as_deref(), &self.trust);
         let layer = Layer::of(loaded, kernel, lock, cache, &tools, (fresh, &frame), progress)?;
         let mut root = Building::over(loaded, &layer);
         root.finish(programs);
@@ -311,6 +313,7 @@ impl Job {
             modules: recipe.root_modules.clone(),
             ports: recipe.ports.clone(),
             valid_days: recipe.valid_days,
+            disk: recipe.disk.clone(),
         };
         write_manifest(directory, &manifest, (&self.key, self.now))?;
         Ok(Assembled { manifest, root_bytes, warnings: root.warnings })

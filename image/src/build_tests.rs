@@ -12,10 +12,12 @@ use nix::{
     sys::inotify::{AddWatchFlags, InitFlags, Inotify},
 };
 
+use labshift_model::boot_order::BootOrder;
+
 use super::*;
 use crate::{
     channel::STABLE,
-    inspect,
+    inspect::inspect,
     progress::Silent,
     world::{RECIPE, World, options, packages},
 };
@@ -53,6 +55,67 @@ fn a_lock_and_a_warm_cache_need_no_mirror() {
     let error =
         build(&BuildOptions { locked: Some(path), ..world.options() }, &Silent).unwrap_err().to_string();
     assert!(error.contains("lacks package libbar"), "{error}");
+}
+
+/// The rescue shell and its password's hash are in the initramfs of a recipe that wants them, and in no other. The shell is no package
+/// of the image.
+#[test]
+fn a_rescue_shell_is_in_the_initramfs_of_a_recipe_that_wants_it() {
+    let hash = format!("$5$labshift${}", "a".repeat(43));
+    let mut with_shell = packages();
+    with_shell.push((
+        "busybox-static",
+        "1.37",
+        "",
+        vec![("./usr/bin/busybox", tar::EntryType::Regular, "static shell")],
+    ));
+    let world = World::with(&with_shell);
+    let initramfs = |generation: &str| {
+        let path = world.path(&format!("store/images/tiny/{generation}/{}", paths::INITRD));
+        String::from_utf8_lossy(&zstd::decode_all(&*fs::read(path).unwrap()).unwrap()).into_owned()
+    };
+    let without = write_lock(&world);
+    let plain = initramfs(&build(&world.options(), &Silent).unwrap().generation);
+    assert!(!plain.contains("bin/busybox") && !plain.contains("rescue"));
+
+    world.recipe(&format!("{RECIPE}[rescue]\npassword = \"{hash}\"\n"));
+    let built = build(&world.options(), &Silent).unwrap();
+    let rescue = initramfs(&built.generation);
+    assert!(
+        ["bin/busybox", "static shell", "etc/labshift/rescue", &hash]
+            .iter()
+            .all(|text| rescue.contains(text))
+    );
+    let lock = lock(&world.path("tiny.toml"), &world.sources(), &Silent).unwrap();
+    assert!(lock.tools.iter().any(|t| t.name == "busybox-static"));
+    assert!(lock.packages.iter().all(|p| p.name != "busybox-static"));
+
+    let error =
+        build(&BuildOptions { locked: Some(without), ..world.options() }, &Silent).unwrap_err().to_string();
+    assert!(error.contains("does not name busybox-static"), "{error}");
+}
+
+/// A recorded boot order is signed beside the manifest: the generation stays, and whoever signs anew keeps it.
+#[test]
+fn a_boot_order_stays_with_its_generation() {
+    let world = World::new();
+    let built = build(&world.options(), &Silent).unwrap();
+    let store = Store::open(&world.path("store")).unwrap();
+    let order = BootOrder::parse("0+32,7").unwrap();
+    let signature = || {
+        let image = inspect(&store, "tiny", Some(&built.generation)).unwrap();
+        let bytes = fs::read(image.directory.join(paths::MANIFEST)).unwrap();
+        let trusted = [store.signing_key().unwrap().verifying_key()];
+        Manifest::verify(&bytes, &image.signature, &trusted, Some(&built.generation)).unwrap();
+        image.signature
+    };
+    assert_eq!(signature().boot_order, "");
+    let later = Timestamp::now();
+    assert!(store.set_boot_order(("tiny", &built.generation), &order, later).unwrap());
+    assert_eq!(signature().boot_order, "0+32,7");
+    let again = build(&world.options(), &Silent).unwrap();
+    assert_eq!((again.published, &again.generation), (Published::AlreadyThere, &built.generation));
+    assert_eq!(signature().boot_order, "0+32,7");
 }
 
 /// A build that changes nothing signs anew; the image's bytes stay what they are.

@@ -39,6 +39,13 @@ pub fn read_lock(path: &Path, loaded: &Loaded, (image, kernel): (&str, &str)) ->
     let bad = |reason| BuildError::Lock { path: path.to_owned(), reason };
     let lock = Lock::from_bytes(&std::fs::read(path).at("reading", path)?).map_err(bad)?;
     lock.fits(image, &wanted, &leave_out).map_err(bad)?;
+    let missing =
+        tools::packages(&loaded.recipe).into_iter().find(|t| lock.tools.iter().all(|l| l.name != *t));
+    if let Some(tool) = missing {
+        return Err(bad(format!(
+            "it does not name {tool}, which the recipe needs now: renew it (labshift image lock)"
+        )));
+    }
     Ok(lock)
 }
 
@@ -52,6 +59,7 @@ pub fn choose(
 ) -> Result<Lock, BuildError> {
     let recipe = &loaded.recipe;
     let (wanted, leave_out) = wanted(loaded, kernel);
+    let tools = tools::packages(recipe);
     let mirrors = match (&sources.mirrors[..], &recipe.mirrors[..]) {
         ([], []) => Mirrors::of_machine(&sources.apt),
         ([], named) | (named, _) => Mirrors::named(named),
@@ -75,7 +83,7 @@ pub fn choose(
     let question = format!(
         "{} {:?}",
         crate::layer::this_program(),
-        (image, &wanted, &leave_out, &found.archives, &found.hashes)
+        (image, &wanted, &leave_out, &tools, &found.archives, &found.hashes)
     );
     let kept = cache.directory().join("locks").join(&hex::encode(Sha256::digest(question))[..32]);
     if let Some(lock) = std::fs::read(&kept).ok().and_then(|bytes| Lock::from_bytes(&bytes).ok()) {
@@ -89,7 +97,7 @@ pub fn choose(
         Ok::<_, BuildError>(chosen.iter().map(Locked::of).collect())
     };
     let packages = resolve(&wanted, &leave_out)?;
-    let tools = resolve(&tools::PACKAGES.map(String::from), &[])?;
+    let tools = resolve(&tools, &[])?;
     let (schema, image) = (lock::SCHEMA, image.to_owned());
     let lock = Lock { schema, image, wanted, leave_out, archives: found.archives, packages, tools };
     scratch::write_whole(&kept, &lock.to_bytes(), 0o644, false).at("writing", &kept)?;

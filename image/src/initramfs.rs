@@ -43,10 +43,12 @@ pub struct Trust {
     pub servers: String,
     /// Manifests that were signed before this time are refused.
     pub minimum: Option<String>,
+    /// Hash of the password that opens the rescue shell.
+    pub rescue: Option<String>,
 }
 
-/// The archive of init and what it needs at once.
-pub fn frame(init: &[u8], trust: &Trust) -> Vec<u8> {
+/// The archive of init and what it needs at once, with the rescue shell if there is to be one.
+pub fn frame(init: &[u8], shell: Option<&[u8]>, trust: &Trust) -> Vec<u8> {
     let mut archive = Archive::default();
     for directory in ["dev", "proc", "sys", "run", "sysroot", "tmp"] {
         archive.directory(directory);
@@ -54,10 +56,15 @@ pub fn frame(init: &[u8], trust: &Trust) -> Vec<u8> {
     // The kernel opens the console for PID 1 before devtmpfs is mounted.
     archive.device("dev/console", 5, 1);
     archive.file("init", 0o755, init);
+    if let Some(shell) = shell {
+        archive.directory("bin");
+        archive.file(paths::RESCUE_SHELL.trim_start_matches('/'), 0o755, shell);
+    }
     for (path, text) in [
         (paths::TRUSTED_KEYS, Some(&trust.images)),
         (paths::SERVER_KEYS, Some(&trust.servers)),
         (paths::MINIMUM, trust.minimum.as_ref()),
+        (paths::RESCUE, trust.rescue.as_ref()),
     ] {
         if let Some(text) = text {
             archive.file(path.trim_start_matches('/'), 0o644, format!("{text}\n").as_bytes());

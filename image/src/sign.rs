@@ -6,6 +6,7 @@ use std::{fs, path::Path, path::PathBuf};
 use ed25519_dalek::SigningKey;
 use jiff::Timestamp;
 use labshift_model::{
+    boot_order::BootOrder,
     manifest::{self, Manifest},
     paths,
 };
@@ -171,6 +172,12 @@ pub fn sign(
     let manifest = put(work.path(), manifest, &signed, (&key, now))?;
     let generation = manifest::generation_of(&manifest.to_bytes());
     let published = store.publish(work, (&name, &generation), channel, now)?;
+    // The root is the same, and so is the order in which a boot reads it.
+    if let Ok(order) = BootOrder::parse(&image.signature.boot_order)
+        && !order.is_empty()
+    {
+        store.set_boot_order((&name, &generation), &order, now)?;
+    }
     Ok(Signed { name, before, generation, published, subject: authenticode::subject(&certificate) })
 }
 

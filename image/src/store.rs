@@ -23,6 +23,7 @@ use std::{
 use ed25519_dalek::{SigningKey, VerifyingKey};
 use jiff::Timestamp;
 use labshift_model::{
+    boot_order::BootOrder,
     manifest::{self, Signature},
     paths,
 };
@@ -196,6 +197,27 @@ impl Store {
     /// Signs a published generation anew, as from now. One that was pushed here keeps its signature: only the store that built it has
     /// the key that its machines trust.
     pub fn sign_anew(&self, name: &str, generation: &str, now: Timestamp) -> Result<(), BuildError> {
+        self.sign_with(name, generation, now, None).map(drop)
+    }
+
+    /// Signs a published generation anew with another boot order; an empty one is none. Returns whether it could: one that was
+    /// pushed here keeps its signature.
+    pub fn set_boot_order(
+        &self,
+        (name, generation): (&str, &str),
+        order: &BootOrder,
+        now: Timestamp,
+    ) -> Result<bool, BuildError> {
+        self.sign_with(name, generation, now, Some(order))
+    }
+
+    fn sign_with(
+        &self,
+        name: &str,
+        generation: &str,
+        now: Timestamp,
+        order: Option<&BootOrder>,
+    ) -> Result<bool, BuildError> {
         let directory = self.generation(name, generation);
         let path = directory.join(paths::MANIFEST);
         let bytes = fs::read(&path).at("reading", &path)?;
@@ -207,12 +229,17 @@ impl Store {
         let manifest = manifest::Manifest::from_bytes(&bytes).map_err(|e| tampered(e.to_string()))?;
         let (key, path) = (self.signing_key()?, directory.join(paths::SIGNATURE));
         let there = fs::read(&path).ok().and_then(|s| serde_json::from_slice::<Signature>(&s).ok());
-        if there.is_some_and(|s| s.key != manifest::public(&key)) {
-            return Ok(());
+        if there.as_ref().is_some_and(|s| s.key != manifest::public(&key)) {
+            return Ok(false);
         }
-        let signature = manifest::sign(&bytes, &key, now, manifest.valid_days);
+        let order = match order {
+            Some(order) => order.to_string(),
+            None => there.map(|s| s.boot_order).unwrap_or_default(),
+        };
+        let signature = manifest::sign_with_order(&bytes, &key, now, manifest.valid_days, order);
         let text = serde_json::to_vec_pretty(&signature).unwrap_or_default();
-        scratch::write_whole(&path, &text, 0o644, false).at("writing", &path)
+        scratch::write_whole(&path, &text, 0o644, false).at("writing", &path)?;
+        Ok(true)
     }
 
     /// Names of all images, sorted.

@@ -9,6 +9,8 @@ use std::{
     process::{Command, Stdio},
 };
 
+use labshift_model::recipe::Recipe;
+
 use crate::{
     cache::Cache,
     deb,
@@ -18,7 +20,17 @@ use crate::{
 };
 
 /// Packages whose programs or files the builder uses.
-pub const PACKAGES: [&str; 2] = ["erofs-utils", "systemd-boot-efi"];
+const PACKAGES: [&str; 2] = ["erofs-utils", "systemd-boot-efi"];
+/// The package of the rescue shell. It is no package of the image: a root may hold the other busybox.
+const SHELL_PACKAGE: &str = "busybox-static";
+/// The rescue shell in it.
+const SHELL: &str = "usr/bin/busybox";
+
+/// The packages that building a recipe needs.
+pub fn packages(recipe: &Recipe) -> Vec<String> {
+    let shell = recipe.rescue.is_some().then_some(SHELL_PACKAGE);
+    PACKAGES.into_iter().chain(shell).map(str::to_owned).collect()
+}
 
 const LOADER: &str = "usr/lib64/ld-linux-x86-64.so.2";
 
@@ -65,6 +77,11 @@ impl Tools {
     pub fn file(&self, path: &str) -> Result<Vec<u8>, BuildError> {
         let path = self.directory.join(path);
         fs::read(&path).at("reading", &path)
+    }
+
+    /// The rescue shell.
+    pub fn shell(&self) -> Result<Vec<u8>, BuildError> {
+        self.file(SHELL)
     }
 
     /// Runs a program with `feed` writing to its standard input; it writes below `workplace`.

@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context, Result};
 use labshift_model::{
     boot::{BootAnswer, Stage},
+    boot_order::BootOrder,
     manifest::{Manifest, short},
     paths,
 };
@@ -21,6 +22,7 @@ use crate::{
     cmdline::{Cmdline, DiskRoot, RootSource},
     crash,
     dhcp::Lease,
+    disk,
     failure::{Code, Halt, backoff_seconds},
     fetch::{self, FetchError, Source},
     handover::{self, Handover},
@@ -29,7 +31,7 @@ use crate::{
     link::{self, Port},
     modules::Loader,
     mount::{self, Upper},
-    nbd, netlink,
+    nbd, netlink, rescue,
     server::{self, Asked, Trust},
     sys,
     verity::Shape,
@@ -41,6 +43,8 @@ const LINK_PATIENCE: Duration = Duration::from_secs(30);
 const ADDRESS_PATIENCE: Duration = Duration::from_secs(75);
 /// Memory that must be left beside the root, in bytes.
 const SPARE_MEMORY: u64 = 192 << 20;
+/// Threads that fetch in the recorded order: while one checks what has come, the other waits for the server.
+const PREFETCHERS: usize = 2;
 /// Failures before the machine starts over.
 const ATTEMPTS: u32 = 12;
 
@@ -94,6 +98,7 @@ pub fn run() -> Handover {
     let attempts = parsed.as_ref().ok().and_then(|c| c.attempts).unwrap_or(ATTEMPTS);
     let agent = server::agent();
     let mut failures = 0;
+    let mut door = rescue::Door::read(Path::new("/"));
     loop {
         JOURNAL.begin_attempt();
         let mut known = Known::default();
@@ -104,20 +109,31 @@ pub fn run() -> Handover {
         failures += 1;
         // A machine that reboots counts from one again: it waits at once for as long as others after some failures.
         let row = if halt.needs_reboot { failures.max(3) } else { failures };
-        recover(&halt, &known, &agent, failures, attempts, backoff_seconds(row, retry));
+        recover(&halt, &known, &agent, (failures, attempts), backoff_seconds(row, retry), door.as_mut());
     }
 }
 
 /// Shows and sends a failure, then waits for the next attempt, or reboots after the last.
-fn recover(halt: &Halt, known: &Known, agent: &Agent, failures: u32, attempts: u32, wait: u64) {
+fn recover(
+    halt: &Halt,
+    known: &Known,
+    agent: &Agent,
+    (failures, attempts): (u32, u32),
+    wait: u64,
+    door: Option<&mut rescue::Door>,
+) {
+    let door = door.filter(|door| !door.is_shut());
     let last = failures >= attempts || halt.needs_reboot;
-    let next = if halt.needs_reboot {
+    let mut next = if halt.needs_reboot {
         format!("Failure {failures}. The machine reboots in {wait} s.")
     } else if last {
         format!("Failure {failures} of {attempts}. The machine reboots in {wait} s.")
     } else {
         format!("Failure {failures} of {attempts}. Trying again in {wait} s.")
     };
+    if door.is_some() {
+        next.push_str(" Enter asks for the password of the rescue shell.");
+    }
     let node = known.answer.as_ref().map(|a| a.node.as_str());
     let mac = known.port.as_ref().or(link::ports(Path::new("/"), None).first()).map(|p| p.mac);
     JOURNAL.failed(halt.stage, &halt.failure(), Some(&halt.page(node, mac, &next)));
@@ -126,7 +142,13 @@ fn recover(halt: &Halt, known: &Known, agent: &Agent, failures: u32, attempts: u
     } else if known.report_by_datagram() > 0 {
         JOURNAL.say("recovery", "the report went out by datagram");
     }
-    std::thread::sleep(Duration::from_secs(wait));
+    let wait = Duration::from_secs(wait);
+    match door {
+        None => std::thread::sleep(wait),
+        Some(door) => rescue::wait(door, Path::new("/"), wait, || {
+            known.report(agent);
+        }),
+    }
     if last {
         crate::power::finish(crate::power::End::Reboot);
     }
@@ -364,7 +386,8 @@ fn fetch_and_mount(
     let bytes = shape.data_size() + shape.tree_size();
     let free =
         fs::read_to_string("/proc/meminfo").ok().and_then(|t| mount::available_memory(&t)).unwrap_or(0);
-    let kept = if cmdline.policy == Policy::Lazy { shape.tree_size() } else { bytes };
+    let (policy, found) = local_disk(cmdline.policy, manifest, &shape, loader);
+    let kept = if matches!(policy, Policy::Lazy | Policy::Disk) { shape.tree_size() } else { bytes };
     if free < kept + SPARE_MEMORY {
         let sentence = format!(
             "the root needs {} MiB and {} MiB to work in, {} MiB are free",
@@ -383,8 +406,16 @@ fn fetch_and_mount(
         pause: Duration::from_secs(1),
         workers: processors(),
     };
-    if cmdline.policy != Policy::Whole {
-        return mount_as_it_comes(source, shape, cmdline.policy, loader, &image).map(Some);
+    if policy != Policy::Whole {
+        // Signed with the manifest. One that can't be read costs time, not the boot.
+        let order = BootOrder::parse(&answer.signature.boot_order).unwrap_or_else(|why| {
+            JOURNAL.say("root", &why.to_string());
+            BootOrder::default()
+        });
+        let (cache, found) = found.map_or((None, None), |(cache, found)| (cache, Some(found)));
+        let blocks = mount_as_it_comes(source, shape.clone(), (policy, cache), &order, loader, &image)?;
+        swap(found.as_ref(), (policy == Policy::Disk).then_some(&shape));
+        return Ok(Some(blocks));
     }
     let file = mount::root_file(bytes).map_err(|why| halt(Code::Memory, format!("{why:#}")))?;
     JOURNAL.say(
@@ -403,35 +434,98 @@ fn fetch_and_mount(
     );
     let mounted = mount::verified_file(&file, &shape).and_then(|d| mount::mount_root(&d));
     mounted.map_err(|why| Halt::new(Stage::RootMounted, Code::Mount, format!("{image}: {why:#}")))?;
+    swap(found.as_ref().map(|(_, found)| found), None);
     Ok(None)
+}
+
+/// The policy that this machine can have, and the local disk that the recipe names. Without the disk the root comes into memory.
+fn local_disk(
+    policy: Policy,
+    manifest: &Manifest,
+    shape: &Shape,
+    loader: &mut Loader,
+) -> (Policy, Option<(Option<disk::Cache>, disk::Found)>) {
+    let without = if policy == Policy::Disk { Policy::Full } else { policy };
+    let Some(rule) = &manifest.disk else {
+        if policy == Policy::Disk {
+            JOURNAL.say("disk", "the recipe names no disk ([disk]); the root comes into memory");
+        }
+        return (without, None);
+    };
+    // It answers some time after its driver; a network boot has given it that time already.
+    let found = match disk::find(Path::new("/"), rule) {
+        Ok(found) => found,
+        Err(why) => {
+            JOURNAL.say("disk", &format!("{why}; the root comes into memory"));
+            return (without, None);
+        }
+    };
+    if let Err(why) = loader.load("dm_crypt") {
+        JOURNAL.say("disk", &why.to_string());
+    }
+    if policy != Policy::Disk {
+        return (policy, Some((None, found)));
+    }
+    match found.cache(shape) {
+        Ok(cache) => {
+            let state =
+                if cache.is_warm() { "holds blocks of this root" } else { "holds nothing of this root" };
+            JOURNAL.say("disk", &format!("{} {state}", found.path().display()));
+            (policy, Some((Some(cache), found)))
+        }
+        Err(why) => {
+            JOURNAL.say("disk", &format!("{why}; the root comes into memory"));
+            (without, None)
+        }
+    }
+}
+
+/// Swaps to what the cache leaves of the local disk. Without it there is less to work in, and the boot goes on.
+fn swap(found: Option<&disk::Found>, cache: Option<&Shape>) {
+    let Some(found) = found else { return };
+    match found.swap(Path::new("/dev"), cache) {
+        Ok(0) => JOURNAL.say("disk", "too little is left for swap"),
+        Ok(size) => JOURNAL.say("disk", &format!("{} MiB of encrypted swap", size >> 20)),
+        Err(why) => JOURNAL.say("disk", &format!("no swap: {why}")),
+    }
 }
 
 /// Mounts a root of which nothing is here but its hash tree; the blocks come as they are read.
 fn mount_as_it_comes(
     source: Source,
     shape: Shape,
-    policy: Policy,
+    (policy, cache): (Policy, Option<disk::Cache>),
+    order: &BootOrder,
     loader: &mut Loader,
     image: &str,
 ) -> Result<Arc<Blocks>, Halt> {
     loader.load("nbd").map_err(|e| Halt::new(Stage::RootMounted, Code::Module, e.to_string()))?;
     let fetch_failed =
         |stage, why: &FetchError| Halt::new(stage, Code::of_fetch(why), format!("{image}: {why}"));
-    let blocks = Blocks::open(source, shape.clone(), policy);
+    let blocks = Blocks::open(source, shape.clone(), policy, cache);
     let blocks = Arc::new(blocks.map_err(|why| fetch_failed(Stage::RootFetched, &why))?);
     let mib = blocks.size() >> 20;
-    JOURNAL.reached(Stage::RootFetched, &format!("the hash tree; {mib} MiB come as they are read"));
+    blocks.follow(order);
+    let early = if blocks.is_ordered() { ", in the recorded order before" } else { "" };
+    JOURNAL.reached(Stage::RootFetched, &format!("the hash tree; {mib} MiB come as they are read{early}"));
+    for _ in 0..if blocks.is_ordered() { PREFETCHERS } else { 0 } {
+        let blocks = blocks.clone();
+        std::thread::spawn(move || blocks.prefetch());
+    }
     let mounted = nbd::attach(Path::new("/dev"), &blocks)
         .context("attaching the network block device")
         .and_then(|device| mount::verified_device(&device, &shape))
         .and_then(|verified| mount::mount_root(&verified));
     match mounted {
         Ok(()) => Ok(blocks),
-        // What the kernel calls an input/output error has a better name.
-        Err(why) => Err(match blocks.fault() {
-            Some(fault) => fetch_failed(Stage::RootMounted, &fault),
-            None => Halt::new(Stage::RootMounted, Code::Mount, format!("{image}: {why:#}")),
-        }),
+        Err(why) => {
+            blocks.forget_order();
+            // What the kernel calls an input/output error has a better name.
+            Err(match blocks.fault() {
+                Some(fault) => fetch_failed(Stage::RootMounted, &fault),
+                None => Halt::new(Stage::RootMounted, Code::Mount, format!("{image}: {why:#}")),
+            })
+        }
     }
 }
 

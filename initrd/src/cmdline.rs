@@ -56,7 +56,7 @@ pub struct Cmdline {
     pub retry_seconds: Option<u64>,
     /// `labshift.attempts=N`: failures before the machine reboots.
     pub attempts: Option<u32>,
-    /// `labshift.policy=whole|full|lazy`: how much of the root is kept in memory, and when it comes.
+    /// `labshift.policy=whole|full|lazy|disk`: how much of the root is kept in memory, and when it comes.
     pub policy: Policy,
     /// `labshift.mirror=http://IP:PORT`, as often as there are: servers that hold the images, too.
     pub mirrors: Vec<String>,
@@ -100,7 +100,8 @@ pub fn parse(text: &str) -> Result<Cmdline, Vec<String>> {
                 "whole" => found.policy = Policy::Whole,
                 "full" => found.policy = Policy::Full,
                 "lazy" => found.policy = Policy::Lazy,
-                _ => fault("\"whole\", \"full\" or \"lazy\""),
+                "disk" => found.policy = Policy::Disk,
+                _ => fault("\"whole\", \"full\", \"lazy\" or \"disk\""),
             },
             "labshift.mac" => match value.parse() {
                 Ok(mac) => found.port = Some(mac),

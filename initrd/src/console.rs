@@ -43,10 +43,7 @@ impl Consoles {
     /// Opens what the kernel uses. Call again after `/dev` or `/sys` has changed. One that can't be opened (no such serial port)
     /// is left out.
     pub fn open(&self, sysroot: &Path) {
-        let active =
-            std::fs::read_to_string(sysroot.join("sys/class/tty/console/active")).unwrap_or_default();
-        let mut consoles: Vec<_> =
-            active.split_whitespace().filter_map(|tty| open_tty(sysroot, tty)).collect();
+        let mut consoles: Vec<_> = active(sysroot).iter().filter_map(|tty| open_tty(sysroot, tty)).collect();
         if consoles.is_empty() {
             consoles.extend(open_tty(sysroot, "console"));
         }
@@ -118,8 +115,19 @@ impl Consoles {
 impl Console {
     /// True for a virtual terminal: `tty0`, `tty1`.
     fn is_screen(&self) -> bool {
-        self.tty.strip_prefix("tty").is_some_and(|n| n.starts_with(|c: char| c.is_ascii_digit()))
+        is_screen(&self.tty)
     }
+}
+
+/// True for the name of a virtual terminal.
+pub fn is_screen(tty: &str) -> bool {
+    tty.strip_prefix("tty").is_some_and(|n| n.starts_with(|c: char| c.is_ascii_digit()))
+}
+
+/// Names of the kernel's consoles, such as `tty0` and `ttyS0`.
+pub fn active(sysroot: &Path) -> Vec<String> {
+    let active = std::fs::read_to_string(sysroot.join("sys/class/tty/console/active")).unwrap_or_default();
+    active.split_whitespace().map(str::to_owned).collect()
 }
 
 /// Terminals in raw mode need the carriage return; the others do not mind it.

@@ -64,6 +64,15 @@ fn disks(sysroot: &Path) -> Vec<Disk> {
     disks
 }
 
+/// A disk's serial number, wherever its driver shows it below `/sys/class/block/NAME`; empty when it has none.
+pub fn serial_of(device: &Path) -> String {
+    let plain = ["serial", "device/serial"].iter().find_map(|file| fs::read(device.join(file)).ok());
+    // SCSI and SATA: page 80 of the vital product data, four bytes before the text.
+    let page = || fs::read(device.join("device/vpd_pg80")).ok()?.get(4..).map(<[u8]>::to_vec);
+    let bytes = plain.or_else(page).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).trim_matches(|c: char| c.is_whitespace() || c == '\0').to_owned()
+}
+
 /// PCI devices of class 03.
 fn displays(sysroot: &Path) -> Vec<String> {
     let mut displays: Vec<String> = entries(sysroot, "sys/bus/pci/devices")

@@ -16,8 +16,10 @@
 //! | [`link`], [`netlink`] | ports, their addresses |
 //! | [`dhcp`], [`lease`] | the client's decisions; its sockets and clocks |
 //! | [`server`], [`fetch`], [`verity`] | the boot answer, the root, its hash tree |
+//! | [`rescue`] | a shell for whoever knows the password, when the boot has failed |
 //! | [`hardware`], [`adoption`] | what the machine is made of; how it becomes known |
 //! | [`blocks`], [`nbd`] | a root that comes as it is read; the device it is read from |
+//! | [`disk`] | the local disk that a recipe names: blocks for the next boot, encrypted swap |
 //! | [`mount`], [`handover`] | the new root; what init leaves in it |
 //! | [`boot`] | the linear run |
 //! | [`order`], [`process`], [`ready`], [`supervisor`], [`control`] | services |
@@ -37,6 +39,7 @@ pub mod console;
 pub mod control;
 pub mod crash;
 pub mod dhcp;
+pub mod disk;
 pub mod failure;
 pub mod fetch;
 pub mod handover;
@@ -57,6 +60,7 @@ pub mod plan;
 pub mod power;
 pub mod process;
 pub mod ready;
+pub mod rescue;
 pub mod screen;
 pub mod server;
 pub mod supervisor;

@@ -31,6 +31,10 @@ const FAULT_PAUSE: Duration = Duration::from_secs(30);
 
 /// After the services are up the machine gets some time for itself before the rest of the root is fetched.
 const QUIET: Duration = Duration::from_secs(5);
+/// The same when the order of the boot's reading is to be known: slow services still read after they are up.
+const RECORDING: Duration = Duration::from_secs(15);
+/// Bytes of a recorded order in one line.
+const ORDER_LINE: usize = 900;
 /// How long one round of asking for an address takes.
 const ADDRESS_PATIENCE: Duration = Duration::from_secs(75);
 
@@ -119,14 +123,14 @@ fn supervise(handover: &Handover) -> Result<End> {
             let reporter = handover.reporter.clone();
             spawn_for_life("root", move || tell_of_fault(&blocks.next_fault(), reporter.clone()));
         }
-        let blocks = handover.blocks.clone().filter(|b| b.is_full());
+        let blocks = handover.blocks.clone();
         let (count, reporter) = (handover.services.len(), handover.reporter.clone());
         handover::report(reporter.clone());
         let up = move || {
             note_up(count);
             handover::report(reporter);
             if let Some(blocks) = blocks {
-                std::thread::spawn(move || fetch_rest(&blocks));
+                std::thread::spawn(move || settle(&blocks));
             }
         };
         supervisor.run(requests, up).await.context("listening for the end of processes")
@@ -140,16 +144,35 @@ fn tell_of_fault(why: &FetchError, reporter: Option<handover::Reporter>) {
     handover::report(reporter);
 }
 
-/// Fetches what the boot did not need, while nobody waits for it.
-fn fetch_rest(blocks: &Blocks) {
+/// When the machine is up: tells what it has read, if no order is recorded yet, and fetches what it did not need, if all is to be here.
+fn settle(blocks: &Blocks) {
     let needed = blocks.fetched() >> 20;
-    std::thread::sleep(QUIET);
+    if blocks.is_ordered() {
+        std::thread::sleep(QUIET);
+    } else {
+        std::thread::sleep(RECORDING);
+        tell_order(&blocks.order().to_string());
+    }
+    if !blocks.is_full() {
+        JOURNAL.say("root", &format!("the boot needed {needed} MiB"));
+        return;
+    }
     if blocks.fetch_rest(Duration::from_millis(20)) {
+        blocks.sync();
         let all = blocks.size() >> 20;
         JOURNAL.say(
             "root",
             &format!("the boot needed {needed} MiB, all {all} MiB are here now; the server may go away"),
         );
+    }
+}
+
+/// Says the order of the boot's reading on serial lines and in the log, where `labshift image run --record` reads it.
+fn tell_order(order: &str) {
+    let parts: Vec<&[u8]> = order.as_bytes().chunks(ORDER_LINE).collect();
+    for (number, part) in (1..).zip(&parts) {
+        let text = String::from_utf8_lossy(part);
+        JOURNAL.output("boot-order", &format!("{number}/{} {text}", parts.len()), true);
     }
 }
 

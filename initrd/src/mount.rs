@@ -90,7 +90,7 @@ pub fn verified_file(file: &File, shape: &Shape) -> Result<PathBuf> {
 pub fn verified_device(device: &Path, shape: &Shape) -> Result<PathBuf> {
     let parameters = shape.table(device);
     let sectors = shape.data_size() / 512;
-    sys::create_mapping(Path::new("/dev"), MAPPING, "verity", sectors, &parameters)
+    sys::create_mapping(Path::new("/dev"), MAPPING, "verity", sectors, &parameters, sys::Access::Read)
         .with_context(|| format!("setting up dm-verity over {}", device.display()))
 }
 

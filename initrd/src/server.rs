@@ -245,6 +245,7 @@ mod tests {
             modules: vec![],
             ports: vec![],
             valid_days: None,
+            disk: None,
         };
         let bytes = manifest.to_bytes();
         BootAnswer {
@@ -257,6 +258,7 @@ mod tests {
                 key: "11".repeat(32),
                 signed: Timestamp::UNIX_EPOCH,
                 expires: None,
+                boot_order: String::new(),
                 ed25519: "22".repeat(64),
             },
             attempt: 1,

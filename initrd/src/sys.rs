@@ -117,7 +117,16 @@ pub fn stop_nbd(device: &File) -> io::Result<()> {
     ioctl(device.as_raw_fd(), NBD_CLEAR_SOCK, std::ptr::null_mut()).map(drop)
 }
 
-/// Creates a read-only device-mapper device with one target over the whole of it and starts it. Returns its path.
+/// What may be done with a device-mapper device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Read it.
+    Read,
+    /// Write it, too.
+    Write,
+}
+
+/// Creates a device-mapper device with one target over the whole of it and starts it. Returns its path.
 ///
 /// `linux/dm-ioctl.h`: `struct dm_ioctl` is 312 bytes, then `struct dm_target_spec` (40 bytes), then the parameters.
 pub fn create_mapping(
@@ -126,6 +135,7 @@ pub fn create_mapping(
     target: &str,
     sectors: u64,
     parameters: &str,
+    access: Access,
 ) -> io::Result<PathBuf> {
     const DEV_CREATE: u64 = 3;
     const DEV_SUSPEND: u64 = 6; // without the suspend flag: resume
@@ -135,15 +145,15 @@ pub fn create_mapping(
         return Err(io::Error::from(io::ErrorKind::InvalidInput));
     }
     let control = OpenOptions::new().read(true).write(true).open(dev.join("mapper/control"))?;
-    let number = MappingRequest::new(name, 0).send(&control, DEV_CREATE)?;
-    let mut table = MappingRequest::new(name, SPEC + parameters.len() + 1);
+    let number = MappingRequest::of(name, 0, access).send(&control, DEV_CREATE)?;
+    let mut table = MappingRequest::of(name, SPEC + parameters.len() + 1, access);
     table.put(20, &1u32.to_le_bytes());
     let spec = MappingRequest::HEADER;
     table.put(spec + 8, &sectors.to_le_bytes());
     table.put(spec + 24, target.as_bytes());
     table.put(spec + SPEC, parameters.as_bytes());
     table.send(&control, TABLE_LOAD)?;
-    MappingRequest::new(name, 0).send(&control, DEV_SUSPEND)?;
+    MappingRequest::of(name, 0, access).send(&control, DEV_SUSPEND)?;
     let minor = (number & 0xff) | ((number >> 12) & 0xf_ff00);
     Ok(dev.join(format!("dm-{minor}")))
 }
@@ -163,13 +173,18 @@ impl MappingRequest {
     const HEADER: usize = 312;
 
     fn new(name: &str, after: usize) -> Self {
+        Self::of(name, after, Access::Read)
+    }
+
+    fn of(name: &str, after: usize, access: Access) -> Self {
         const READONLY: u32 = 1;
+        let flags = if access == Access::Read { READONLY } else { 0 };
         let size = (Self::HEADER + after).next_multiple_of(8);
         let mut request = MappingRequest(vec![0; size / 8]);
         request.put(0, &4u32.to_le_bytes()); // interface version 4.0.0
         request.put(12, &(size as u32).to_le_bytes());
         request.put(16, &(Self::HEADER as u32).to_le_bytes());
-        request.put(28, &READONLY.to_le_bytes());
+        request.put(28, &flags.to_le_bytes());
         request.put(48, name.as_bytes());
         request
     }
@@ -186,6 +201,14 @@ impl MappingRequest {
         ioctl(control.as_raw_fd(), request, self.0.as_mut_ptr().cast())?;
         Ok(self.0[5]) // dev, at byte 40
     }
+}
+
+/// Swaps to a device that has a swap header (`swapon(2)`).
+pub fn swap_on(device: &Path) -> io::Result<()> {
+    let path = std::ffi::CString::new(device.as_os_str().as_encoded_bytes())?;
+    // SAFETY: a NUL-terminated path that lives through the call.
+    Errno::result(unsafe { libc::swapon(path.as_ptr(), 0) })?;
+    Ok(())
 }
 
 /// A file that exists in memory only.

@@ -100,6 +100,11 @@ impl Shape {
         format!("1 {device} {device} {BLOCK} {BLOCK} {blocks} {blocks} sha256 {hash} {salt}")
     }
 
+    /// Root hash and salt as text: what one root has and no other.
+    pub fn identity(&self) -> String {
+        format!("{} {}", hex::encode(self.root_hash), hex::encode(&self.salt))
+    }
+
     /// SHA-256 over salt and block.
     fn hash(&self, block: &[u8]) -> [u8; HASH] {
         Sha256::new().chain_update(&self.salt).chain_update(block).finalize().into()

@@ -10,6 +10,7 @@
 //! | [`manifest`] | what an image is: sizes, hashes, root hash, signature |
 //! | [`service`] | a program that PID 1 supervises |
 //! | [`boot`] | the boot plane's questions (who is this machine?) and its journal |
+//! | [`boot_order`] | in which order a boot reads its root |
 //! | [`context`] | what init knows and hands to the runtime |
 //! | [`guest`] | a virtual machine, and its saved state |
 //! | [`node`] | the messages on a node's channel |
@@ -19,6 +20,7 @@
 
 pub mod api;
 pub mod boot;
+pub mod boot_order;
 pub mod context;
 pub mod fault;
 pub mod guest;

@@ -80,10 +80,25 @@ pub struct Manifest {
     /// Days for which one signature of it is good; for ever when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub valid_days: Option<u32>,
+    /// The local disk that machines may use; none when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<LocalDisk>,
 }
 
-/// A detached Ed25519 signature: over the manifest's generation and the two times. The times stand here and not in the manifest:
-/// an image that is built again has the same bytes, and is signed anew when it is published again.
+/// How the local disk is recognised that a machine may use: all that is on it is lost. One of the two is there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LocalDisk {
+    /// Name of a GPT partition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partition: Option<String>,
+    /// Serial number of a whole disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+}
+
+/// A detached Ed25519 signature: over the manifest's generation, the two times and the boot order. These stand here and not in the
+/// manifest: an image that is built again has the same bytes, and is signed anew when it is published again or was recorded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Signature {
@@ -94,6 +109,9 @@ pub struct Signature {
     /// From when on it is no longer good.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<Timestamp>,
+    /// In which order a boot reads the root, as text of a [`crate::boot_order::BootOrder`]; empty until it was recorded.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub boot_order: String,
     /// 64 bytes, lower-case hex.
     pub ed25519: String,
 }
@@ -133,9 +151,10 @@ impl Signature {
 }
 
 /// What is signed for a manifest.
-fn statement(manifest: &[u8], signed: Timestamp, expires: Option<Timestamp>) -> String {
+fn statement(manifest: &[u8], signed: Timestamp, expires: Option<Timestamp>, boot_order: &str) -> String {
     let end = expires.map_or_else(|| "never".to_owned(), |t| t.to_string());
-    format!("labshift manifest\n{}\n{signed}\n{end}\n", generation_of(manifest))
+    let order = if boot_order.is_empty() { String::new() } else { format!("{boot_order}\n") };
+    format!("labshift manifest\n{}\n{signed}\n{end}\n{order}", generation_of(manifest))
 }
 
 /// Whether one of the trusted keys signed a text. Used for manifests and for boot answers.
@@ -206,7 +225,7 @@ impl Manifest {
         trusted: &[VerifyingKey],
         generation: Option<&str>,
     ) -> Result<Self, Refused> {
-        let statement = statement(bytes, signature.signed, signature.expires);
+        let statement = statement(bytes, signature.signed, signature.expires, &signature.boot_order);
         is_signed(statement.as_bytes(), (&signature.key, &signature.ed25519), trusted)?;
         let found = generation_of(bytes);
         if let Some(wanted) = generation.filter(|g| *g != found) {
@@ -228,15 +247,27 @@ pub fn short(generation: &str) -> &str {
 
 /// Signs manifest bytes, at a time given in whole seconds, for so many days.
 pub fn sign(bytes: &[u8], key: &SigningKey, now: Timestamp, valid_days: Option<u32>) -> Signature {
+    sign_with_order(bytes, key, now, valid_days, String::new())
+}
+
+/// The same with the order in which a boot reads the root.
+pub fn sign_with_order(
+    bytes: &[u8],
+    key: &SigningKey,
+    now: Timestamp,
+    valid_days: Option<u32>,
+    boot_order: String,
+) -> Signature {
     let signed = Timestamp::from_second(now.as_second()).unwrap_or(now);
     let expires = valid_days.map(|days| {
         signed.checked_add(SignedDuration::from_hours(i64::from(days) * 24)).unwrap_or(Timestamp::MAX)
     });
     Signature {
         key: public(key),
-        ed25519: hex::encode(key.sign(statement(bytes, signed, expires).as_bytes()).to_bytes()),
+        ed25519: hex::encode(key.sign(statement(bytes, signed, expires, &boot_order).as_bytes()).to_bytes()),
         signed,
         expires,
+        boot_order,
     }
 }
 
@@ -278,9 +309,14 @@ mod tests {
             Signature { expires: None, ..signature.clone() },
             Signature { expires: Some(expires + day), ..signature.clone() },
             Signature { signed: signature.signed + day, ..signature.clone() },
+            Signature { boot_order: "0+32".into(), ..signature.clone() },
         ] {
             assert_eq!(Manifest::verify(&bytes, &moved, &trusted, None), Err(Refused::BadSignature));
         }
+        let ordered = sign_with_order(&bytes, &key, NOW, None, "0+32,7".into());
+        assert_eq!(Manifest::verify(&bytes, &ordered, &trusted, None), Ok(manifest()));
+        let other = Signature { boot_order: "7".into(), ..ordered };
+        assert_eq!(Manifest::verify(&bytes, &other, &trusted, None), Err(Refused::BadSignature));
         assert_eq!(sign(&bytes, &key, NOW, None).is_fresh(Timestamp::MAX, None), Ok(()));
         assert_eq!(sign(&bytes, &key, NOW, Some(u32::MAX)).expires, Some(Timestamp::MAX));
     }
@@ -300,6 +336,7 @@ mod tests {
             modules: vec![],
             ports: vec![],
             valid_days: None,
+            disk: None,
         }
     }
 

@@ -37,6 +37,10 @@ pub const TRUSTED_KEYS: &str = "/etc/labshift/trusted-keys";
 pub const SERVER_KEYS: &str = "/etc/labshift/server-keys";
 /// The time, as text, before which no manifest may be signed that init boots.
 pub const MINIMUM: &str = "/etc/labshift/minimum";
+/// Hash of the password that opens the rescue shell, as in `/etc/shadow`. Absent: nobody opens one.
+pub const RESCUE: &str = "/etc/labshift/rescue";
+/// The rescue shell in the initramfs: a static busybox.
+pub const RESCUE_SHELL: &str = "/bin/busybox";
 /// Key of the servers inside a store, a seed in hex; made by the builder or by a server, whoever comes first.
 pub const SERVER_KEY: &str = "keys/server.key";
 /// [`crate::context::NodeContext`] as JSON, written by init for the runtime.

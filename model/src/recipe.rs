@@ -9,7 +9,7 @@ use toml::Spanned;
 
 use crate::{
     fault::{Faults, Section, Source},
-    manifest::ImageKind,
+    manifest::{ImageKind, LocalDisk},
     service::{Limits, MODULES, Restart, Service},
 };
 
@@ -66,6 +66,10 @@ pub struct Recipe {
     pub minimum: Option<Timestamp>,
     /// Who signs the kernel image for Secure Boot.
     pub secure_boot: Option<SecureBoot>,
+    /// The local disk that machines may use; none when absent.
+    pub disk: Option<LocalDisk>,
+    /// Who may open a shell on a machine whose boot has failed; nobody when absent.
+    pub rescue: Option<Rescue>,
 }
 
 /// Who signs the kernel image for UEFI's Secure Boot.
@@ -75,6 +79,13 @@ pub struct SecureBoot {
     pub cert: String,
     /// Path of its key; absent when somebody else signs later.
     pub key: Option<String>,
+}
+
+/// Who may open a shell on a machine whose boot has failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rescue {
+    /// Hash of the password, in the form of `/etc/shadow`: yescrypt (`$y$`), SHA-512 (`$6$`) or SHA-256 (`$5$`).
+    pub password: String,
 }
 
 /// One file, link or directory that a recipe adds.
@@ -188,6 +199,8 @@ impl Recipe {
             valid_days: self.valid_days.or(base.valid_days),
             minimum: self.minimum.max(base.minimum),
             secure_boot: self.secure_boot.or(base.secure_boot),
+            disk: self.disk.or(base.disk),
+            rescue: self.rescue.or(base.rescue),
         }
     }
 
@@ -253,6 +266,39 @@ fn read(source: &Source<'_>) -> Recipe {
         section.close();
         Some(SecureBoot { cert: (*cert?.get_ref()).to_owned(), key })
     });
+    let disk = root.section("disk").map(|section| {
+        let (span, disk) = (section.span(), disk(source, &section));
+        section.close();
+        if disk.partition.is_some() == disk.serial.is_some() {
+            source.fault(
+                span,
+                "[disk] must say how the disk is recognised".to_owned(),
+                "give exactly one of: partition = \"GPT NAME\", serial = \"NUMBER\"",
+            );
+        }
+        disk
+    });
+    if disk.is_some() {
+        initrd_modules.extend(DISK_MODULES.map(str::to_owned));
+    }
+    let rescue = root.section("rescue").and_then(|section| {
+        let password =
+            section.required("password", "the password's hash, as `mkpasswd -m yescrypt` prints it");
+        let password = password.and_then(|p| {
+            if is_password_hash(p.get_ref()) {
+                return Some((*p.get_ref()).to_owned());
+            }
+            // The value is not repeated: it may be the password itself.
+            source.fault(
+                p.span(),
+                "this is no password hash as in /etc/shadow".to_owned(),
+                "known are yescrypt ($y$), SHA-512 ($6$) and SHA-256 ($5$): mkpasswd -m yescrypt prints one",
+            );
+            None
+        });
+        section.close();
+        password.map(|password| Rescue { password })
+    });
     let recipe = Recipe {
         name,
         kind,
@@ -282,6 +328,8 @@ fn read(source: &Source<'_>) -> Recipe {
             .and_then(|m| checked(source, m, "a date like 2026-10-01", |m| day(m).is_some()))
             .and_then(|m| day(&m)),
         secure_boot,
+        disk,
+        rescue,
     };
     twice(source, &root);
     root.close();
@@ -342,6 +390,42 @@ fn is_name(text: &str) -> bool {
 fn day(text: &str) -> Option<Timestamp> {
     let date: civil::Date = text.parse().ok()?;
     date.to_zoned(TimeZone::UTC).ok().map(|zoned| zoned.timestamp())
+}
+
+/// What reaches the disks of usual machines, and encrypts swap.
+const DISK_MODULES: [&str; 8] = [
+    "kernel/drivers/nvme/host/nvme.*",
+    "kernel/drivers/ata/ahci.*",
+    "kernel/drivers/scsi/sd_mod.*",
+    "kernel/drivers/block/virtio_blk.*",
+    "kernel/drivers/md/dm-crypt.*",
+    "kernel/crypto/xts.*",
+    "kernel/crypto/ecb.*",
+    "kernel/arch/x86/crypto/aesni-intel.*",
+];
+
+fn disk(source: &Source<'_>, section: &Section<'_, '_>) -> LocalDisk {
+    let named = |key: &str, value: Option<Spanned<&str>>| {
+        let wanted = format!("a {key} of 1 to 64 printable characters");
+        let plain = |text: &str| (1..=64).contains(&text.len()) && text.chars().all(|c| c.is_ascii_graphic());
+        value.and_then(|value| checked(source, value, &wanted, plain))
+    };
+    LocalDisk {
+        partition: named("partition name", section.string("partition")),
+        serial: named("serial number", section.string("serial")),
+    }
+}
+
+/// The form of crypt(5): method, parameters or salt, hash.
+fn is_password_hash(text: &str) -> bool {
+    let fields: Vec<&str> = text.split('$').collect();
+    let form = match fields[..] {
+        ["", "y", parameters, salt, hash] => !parameters.is_empty() && !salt.is_empty() && hash.len() == 43,
+        ["", "5", .., hash] => (4..=5).contains(&fields.len()) && hash.len() == 43,
+        ["", "6", .., hash] => (4..=5).contains(&fields.len()) && hash.len() == 86,
+        _ => false,
+    };
+    form && text.len() <= 256 && text.chars().all(|c| c.is_ascii_alphanumeric() || "./$=,".contains(c))
 }
 
 fn is_package(text: &str) -> bool {

@@ -160,6 +160,24 @@ pub const TABLES: &[Table] = &[
         ],
     },
     Table {
+        heading: "[disk]",
+        about: "A local disk or partition that machines may use; all that is on it is lost. It holds encrypted swap under a key that dies with the boot, and, with the kernel argument `labshift.policy=disk`, blocks of the image for the next boot. Exactly one of the two keys. Drivers for NVMe, SATA and virtio disks come into the initramfs.",
+        keys: &[
+            key("partition", "string", "", "Name of the GPT partition (`sgdisk -c 1:NAME`)."),
+            key("serial", "string", "", "Serial number of the whole disk, which must have no partitions."),
+        ],
+    },
+    Table {
+        heading: "[rescue]",
+        about: "Who may open a shell on a machine whose boot has failed. Without this table nobody is asked, and no shell is in the initramfs.",
+        keys: &[key(
+            "password",
+            "hash as in `/etc/shadow`",
+            "required",
+            "Hash of the password: yescrypt, SHA-512 or SHA-256, as `mkpasswd -m yescrypt` prints it. Whoever can fetch the initramfs can read it, and guess at it: take a long password.",
+        )],
+    },
+    Table {
         heading: "[[file]]",
         about: "A file, link or directory of the recipe's own. Exactly one of `source`, `text`, `link` and `directory`.",
         keys: &[

@@ -95,6 +95,12 @@ fn each_rule_has_a_bad_fixture() {
         ("[modules]\nroot = [\"a/b\"]", 2, 9, "\"a/b\" is not a module name"),
         ("[modules]\ninitrd = [\"../x\"]", 2, 11, "\"../x\" is not a module name or glob"),
         ("[secure_boot]\nkey = \"db.key\"", 1, 1, "\"cert\" is missing"),
+        ("[disk]", 1, 1, "[disk] must say how the disk is recognised"),
+        ("[disk]\nserial = \"a\"\npartition = \"b\"", 1, 1, "[disk] must say how the disk is recognised"),
+        ("[disk]\nserial = \"a b\"", 2, 10, "\"a b\" is not a serial number of 1 to 64 printable characters"),
+        ("[rescue]", 1, 1, "\"password\" is missing"),
+        ("[rescue]\npassword = \"secret\"", 2, 12, "this is no password hash as in /etc/shadow"),
+        ("[rescue]\npassword = \"$6$salt$tooshort\"", 2, 12, "this is no password hash as in /etc/shadow"),
         ("[[file]]\ntext = \"\"", 1, 1, "\"dest\" is missing"),
         ("[[file]]\ndest = \"etc/x\"\ntext = \"\"", 2, 8, "\"etc/x\" is not an absolute path without \"..\""),
         (

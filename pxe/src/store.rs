@@ -144,6 +144,7 @@ pub(crate) mod tests {
             modules: vec![],
             ports: vec![],
             valid_days: None,
+            disk: None,
         };
         let bytes = manifest.to_bytes();
         let generation = generation_of(&bytes);

@@ -246,6 +246,7 @@ mod tests {
             modules: vec![],
             ports: vec![],
             valid_days: None,
+            disk: None,
         }
     }
 

@@ -240,6 +240,7 @@ mod tests {
             modules: vec![],
             ports: vec![],
             valid_days: None,
+            disk: None,
         };
         let bytes = manifest.to_bytes();
         let generation = generation_of(&bytes);

@@ -7,7 +7,10 @@ use std::{
     fs::{self, File},
     io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream, UdpSocket},
-    os::unix::{fs::FileExt, net::UnixListener},
+    os::unix::{
+        fs::FileExt,
+        net::{UnixListener, UnixStream},
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -22,7 +25,7 @@ use labshift_lab::{
 };
 use labshift_model::{
     boot::{BootAnswer, BootReport, Failure, SignedAnswer},
-    manifest::{Manifest, generation_of, public, sign},
+    manifest::{Manifest, generation_of, public, sign, sign_with_order},
     paths,
 };
 use serde_json::json;
@@ -78,6 +81,21 @@ pub fn answer(change: impl FnOnce(&mut Manifest)) -> BootAnswer {
     }
 }
 
+/// The answer with a boot order beside its manifest.
+pub fn ordered(answer: BootAnswer, order: &str) -> BootAnswer {
+    let valid_days = Manifest::from_bytes(answer.manifest.as_bytes()).expect("a manifest").valid_days;
+    let signed = SIGNED.parse().expect("a time");
+    let signature = sign_with_order(answer.manifest.as_bytes(), &key(), signed, valid_days, order.to_owned());
+    BootAnswer { signature, ..answer }
+}
+
+/// The boot order that a serial log tells, if it does.
+pub fn boot_order(serial: &str) -> Option<String> {
+    let parts = serial.lines().filter_map(|line| line.split_once(" boot-order ")?.1.trim().split_once(' '));
+    let order: String = parts.map(|(_, part)| part).collect();
+    (!order.is_empty()).then_some(order)
+}
+
 /// An archive that goes over the image's initramfs: it trusts [`key`] and [`server_key`], and holds these files besides.
 pub fn overlay(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut archive = Archive::default();
@@ -92,7 +110,11 @@ pub fn overlay(files: &[(&str, &[u8])]) -> Vec<u8> {
 
 /// The lab image's initramfs with an [`overlay`].
 pub fn initrd(files: &[(&str, &[u8])]) -> Vec<u8> {
-    let mut initrd = fs::read(image("lab").join(paths::INITRD)).expect("reading the initramfs");
+    initrd_of(&image("lab"), files)
+}
+
+fn initrd_of(image: &Path, files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut initrd = fs::read(image.join(paths::INITRD)).expect("reading the initramfs");
     initrd.resize(initrd.len().next_multiple_of(4), 0);
     initrd.extend(overlay(files));
     initrd
@@ -332,7 +354,7 @@ pub struct Setup<'a> {
     pub arguments: String,
     /// More of QEMU's arguments.
     pub more: &'a [&'a str],
-    /// Directory of another `vmlinuz` and `initrd.img`; nothing goes over them.
+    /// Directory of another `vmlinuz` and `initrd.img`; nothing goes over them when the overlay is empty.
     pub foreign: Option<PathBuf>,
 }
 
@@ -354,6 +376,8 @@ pub struct Bare {
     child: Child,
     qmp: Qmp,
     serial: Arc<(Mutex<Said>, Condvar)>,
+    /// The serial line, for typing.
+    keys: Mutex<UnixStream>,
     directory: PathBuf,
 }
 
@@ -389,7 +413,10 @@ impl Bare {
         fs::create_dir_all(&directory).expect("making the machine's directory");
         let from = setup.foreign.clone().unwrap_or_else(|| image("lab"));
         let initrd = match setup.foreign {
-            Some(_) => fs::read(from.join("initrd.img")).expect("reading the initramfs"),
+            Some(_) if setup.overlay.is_empty() => {
+                fs::read(from.join("initrd.img")).expect("reading the initramfs")
+            }
+            Some(_) => initrd_of(&from, setup.overlay),
             None => initrd(setup.overlay),
         };
         fs::write(directory.join("initrd.img"), initrd).expect("writing the initramfs");
@@ -427,14 +454,16 @@ impl Bare {
             ]);
         }
         let child = command.spawn().expect("starting qemu-system-x86_64 (run `make deps`)");
-        let serial = follow(serial, directory.join("serial.log"));
+        let (line, _) = serial.accept().expect("QEMU's serial line");
+        let keys = Mutex::new(line.try_clone().expect("the same line"));
+        let serial = follow(line, directory.join("serial.log"));
         let (stream, _) = qmp.accept().expect("QEMU's control connection");
         let qmp = Qmp::new(stream, |_, _| ()).expect("QEMU's greeting");
         if matches!(setup.cable, Cable::Unplugged) {
             qmp.call("set_link", json!({ "name": "nic0", "up": false })).expect("pulling the cable");
         }
         qmp.call("cont", json!({})).expect("starting the machine");
-        Bare { child, qmp, serial, directory }
+        Bare { child, qmp, serial, keys, directory }
     }
 
     /// Waits until the serial line has said this text so many times; returns everything it said.
@@ -476,6 +505,25 @@ impl Bare {
     #[track_caller]
     pub fn says(&self, text: &str) -> String {
         self.says_times(text, 1)
+    }
+
+    /// Types a line on the serial line.
+    pub fn types(&self, line: &str) {
+        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        keys.write_all(format!("{line}\r").as_bytes()).expect("typing on the serial line");
+    }
+
+    /// Types a line once a second until the serial line says this text.
+    #[track_caller]
+    pub fn types_until(&self, line: &str, text: &str) {
+        let begin = Instant::now();
+        loop {
+            self.types(line);
+            match self.wait_for(Duration::from_secs(1), |said| said.contains(text)) {
+                Ok(_) => return,
+                Err(why) => assert!(begin.elapsed() < GUARD, "never said {text:?}: {why}"),
+            }
+        }
     }
 
     /// Waits until the screen shows all these texts.
@@ -521,11 +569,10 @@ fn short(directory: &Path) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{held}"))
 }
 
-fn follow(listener: UnixListener, log: PathBuf) -> Arc<(Mutex<Said>, Condvar)> {
+fn follow(mut stream: UnixStream, log: PathBuf) -> Arc<(Mutex<Said>, Condvar)> {
     let said = Arc::new((Mutex::new(Said::default()), Condvar::new()));
     let heard = said.clone();
     std::thread::spawn(move || {
-        let Ok((mut stream, _)) = listener.accept() else { return };
         let mut log = File::create(log).expect("writing the serial log");
         let mut buffer = [0; 4096];
         while let Ok(length @ 1..) = stream.read(&mut buffer) {

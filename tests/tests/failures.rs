@@ -7,7 +7,7 @@ use labshift_model::{
     service::{Limits, Restart, Service},
 };
 use labshift_tests::{
-    bare::{Bare, Behaviour, Cable, MAC, Server, Setup, answer, frame_with, image},
+    bare::{Bare, Behaviour, Cable, MAC, Server, Setup, answer, boot_order, frame_with, image, ordered},
     page_letters, text_screen_letters,
 };
 
@@ -47,6 +47,66 @@ fn no_card() {
     let setup = Setup { cable: Cable::NoCard, arguments: "labshift.retry=600".into(), ..Setup::default() };
     let machine = Bare::start("no-card", setup);
     page(&machine, "NO-LINK", "this machine has no network port", "Check the cable and the switch port");
+}
+
+/// A small image, built as an admin would: these lines after those that every recipe has.
+fn small_image(name: &str, lines: &str) -> std::path::PathBuf {
+    let directory = labshift_tests::root().join("target/test-lab").join(name);
+    std::fs::create_dir_all(&directory).expect("making the directory");
+    let base = labshift_tests::root().join("recipes/base.toml");
+    let recipe = format!("name = \"{name}\"\nkind = \"host\"\nextends = \"{}\"\n{lines}", base.display());
+    let file = directory.join("recipe.toml");
+    std::fs::write(&file, recipe).expect("writing the recipe");
+    let store = directory.join("store");
+    let mut build = std::process::Command::new(labshift_tests::labshift());
+    let output = build.args(["image", "build"]).arg(&file).arg("-o").arg(&store).output();
+    let output = output.expect("starting labshift image build");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let generation = std::fs::read_to_string(store.join("channels").join(name)).expect("reading the channel");
+    store.join("images").join(name).join(generation.trim())
+}
+
+/// The recipe allows a rescue shell: after the page, the password opens it, and only the password. When it ends the boot goes on.
+#[test]
+fn a_rescue_shell_for_whoever_knows_the_password() {
+    let password = "$y$j9T$F5Jx5fExrKuPp53xLKQ..1$6JlLzEdKMvGk83Zgd3owplAejssJr2SFlJFlOc7i54A";
+    let setup = Setup {
+        cable: Cable::NoCard,
+        arguments: "labshift.retry=600".into(),
+        foreign: Some(small_image("rescue", &format!("[rescue]\npassword = \"{password}\"\n"))),
+        ..Setup::default()
+    };
+    let machine = Bare::start("rescue", setup);
+    let serial = machine.says("Enter asks for the password of");
+    assert!(serial.contains("NO-LINK"), "{serial}");
+    let asks = "Password of the rescue shell: ";
+    // What is typed before the line is listened to is not meant.
+    machine.types_until("", asks);
+    machine.types("letmein");
+    let serial = machine.says_times(asks, 2);
+    assert!(serial.contains("wrong password on ttyS0") && !serial.contains("rescue# "), "{serial}");
+    machine.types("open sesame");
+    machine.says("rescue# ");
+    machine.types("echo $((6 * 7)) $(ls /etc/labshift | wc -l); ip link | grep -c LOOPBACK");
+    let serial = machine.says("42 ");
+    assert!(serial.contains("the shell is open on ttyS0"), "{serial}");
+    machine.types("exit");
+    let serial = machine.says_times("NO-LINK", serial.matches("NO-LINK").count() + 1);
+    assert!(serial.contains("the shell has ended; trying again"), "{serial}");
+    assert!(!serial.contains("sesame") && !serial.contains("letmein"), "passwords are not echoed: {serial}");
+}
+
+/// No `[rescue]` in the recipe: nothing is offered, and whatever is typed opens nothing.
+#[test]
+fn no_rescue_shell_without_a_word_in_the_recipe() {
+    let setup = Setup { cable: Cable::NoCard, arguments: "labshift.retry=5".into(), ..Setup::default() };
+    let machine = Bare::start("no-rescue", setup);
+    machine.says("Failure 1 of 12. Trying again in");
+    for line in ["", "open sesame", "id"] {
+        machine.types(line);
+    }
+    let serial = machine.says("Failure 2 of 12. Trying again in");
+    assert!(!serial.contains("rescue") && !serial.contains("uid="), "{serial}");
 }
 
 #[test]
@@ -208,6 +268,85 @@ fn a_root_that_comes_as_it_is_read() {
     let serial = machine.says("MiB are here now; the server may go away");
     assert!(serial.contains("1 services are up") && serial.contains("come as they are read"), "{serial}");
     assert!(!serial.contains("BOOT FAILED"), "{serial}");
+}
+
+/// A boot tells in which order it reads its root. Signed with the manifest, this order is what the next boot fetches ahead: fewer bytes, and
+/// it does not tell again.
+#[test]
+fn a_boot_order_is_recorded_and_followed() {
+    let with_service = |manifest: &mut labshift_model::manifest::Manifest| {
+        manifest.services = vec![service("last", &["/usr/bin/sh", "-c", "exec /usr/bin/busybox sleep 1000"])];
+    };
+    let boot = |name: &str, order: &str| {
+        let server = server(Behaviour {
+            answer: Some(Ok(ordered(answer(with_service), order))),
+            ..Default::default()
+        });
+        let arguments = format!("{} labshift.policy=full", arguments(&server));
+        let machine = Bare::start(name, Setup { arguments, ..Setup::default() });
+        machine.says("1 services are up");
+        let sent = server.sent();
+        (sent, machine.says("MiB are here now; the server may go away"))
+    };
+    let (without, serial) = boot("order-recorded", "");
+    let order = boot_order(&serial).unwrap_or_else(|| panic!("no boot order was told: {serial}"));
+    let (with, serial) = boot("order-followed", &order);
+    assert!(serial.contains("in the recorded order before") && boot_order(&serial).is_none(), "{serial}");
+    println!("bytes until the services are up: {without} without an order, {with} with it");
+    assert!(with < without, "{with} {without}");
+}
+
+/// Blocks that one boot has left on the local disk are not fetched by the next one, except those that somebody has changed. What programs write
+/// reaches the disk as encrypted swap only.
+#[test]
+fn a_local_disk_serves_the_next_boot() {
+    let lines = "[modules]\ninitrd = [\"virtio_pci\", \"virtio_net\"]\n[disk]\nserial = \"LAB-DISK\"\n";
+    let image = small_image("disk", lines);
+    let own = std::fs::read(image.join("manifest.json")).expect("reading the manifest");
+    let answer = answer(|manifest| {
+        *manifest = labshift_model::manifest::Manifest::from_bytes(&own).expect("a manifest");
+        let script = "/usr/bin/busybox cat /proc/swaps; exec /usr/bin/busybox sleep 1000";
+        manifest.services = vec![service("last", &["/usr/bin/sh", "-c", script])];
+    });
+    let disk = image.join("../../../../disk.img");
+    let file = std::fs::File::create(&disk).expect("making the disk");
+    file.set_len(512 << 20).expect("giving it its size");
+    let drive = format!("file={},format=raw,if=none,id=disk", disk.display());
+    let more = ["-drive", &drive, "-device", "virtio-blk-pci,drive=disk,serial=LAB-DISK"];
+    let boot = |name: &str| {
+        let behaviour = Behaviour {
+            answer: Some(Ok(answer.clone())),
+            root: image.join("root.erofs"),
+            ..Default::default()
+        };
+        let server = Server::start(behaviour);
+        let arguments = format!("{} labshift.policy=disk", arguments(&server));
+        let overlay: [(&str, &[u8]); 1] = [("etc/labshift/of-the-test", b"")];
+        let setup = Setup {
+            arguments,
+            more: &more,
+            overlay: &overlay,
+            foreign: Some(image.clone()),
+            ..Setup::default()
+        };
+        let machine = Bare::start(name, setup);
+        let serial = machine.says("MiB are here now; the server may go away");
+        assert!(serial.contains("MiB of encrypted swap") && serial.contains("/dev/dm-"), "{serial}");
+        assert!(!serial.contains("BOOT FAILED"), "{serial}");
+        (server.sent(), serial)
+    };
+    let (first, serial) = boot("disk-cold");
+    assert!(serial.contains("/dev/vda holds nothing of this root"), "{serial}");
+    let (second, serial) = boot("disk-warm");
+    assert!(serial.contains("/dev/vda holds blocks of this root"), "{serial}");
+    use std::os::unix::fs::FileExt;
+    for megabyte in [1_u64, 3] {
+        file.write_all_at(b"somebody was here", megabyte << 20).expect("changing the disk");
+    }
+    let (third, _) = boot("disk-changed");
+    println!("bytes fetched: {first} first, {second} then, {third} after two changes on the disk");
+    assert_eq!((second, third), (0, 2 * 128 * 1024));
+    assert!(first > 4 << 20);
 }
 
 #[test]

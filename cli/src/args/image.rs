@@ -267,6 +267,9 @@ pub struct ImageRun {
     /// End with success as soon as the serial line has this text.
     #[arg(long, value_name = "TEXT")]
     pub until: Option<String>,
+    /// Record in which order the boot reads its root, and sign the order with the image: later boots fetch these blocks ahead.
+    #[arg(long, conflicts_with = "until")]
+    pub record: bool,
     /// Image store.
     #[arg(short = 'o', long, default_value = "store", env = "LABSHIFT_STORE")]
     pub store: PathBuf,

@@ -1,4 +1,5 @@
-//! `labshift image run`: one workstation of a virtual lab boots an image at once, and its serial line is shown.
+//! `labshift image run`: one workstation of a virtual lab boots an image at once, and its serial line is shown. With `--record`
+//! the order in which the boot reads its root is taken from there and signed with the image.
 
 use std::{
     fs,
@@ -8,8 +9,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use jiff::Timestamp;
 use labshift_lab::{ControlError, LabClient, control::Request};
 use labshift_model::{
+    boot_order::BootOrder,
     mac::MacAddr,
     manifest::{ImageKind, Manifest, short},
     paths,
@@ -33,6 +36,15 @@ pub fn run(arguments: &ImageRun) -> Result<()> {
         manifest.kind == ImageKind::Host,
         "image {name} is a guest's; run it on a host: `labshift image run HOST --desktop {name}`"
     );
+    if arguments.record {
+        // An image that has an order does not tell another.
+        let set = store.set_boot_order((&name, &generation), &BootOrder::default(), Timestamp::now());
+        ensure!(
+            set.map_err(refused)?,
+            "{name}@{} was pushed here from another store, whose key signs it: record it there",
+            short(&generation)
+        );
+    }
     fs::create_dir_all(&arguments.output)
         .with_context(|| format!("making {}", arguments.output.display()))?;
     let site = arguments.output.join("site.toml");
@@ -53,12 +65,23 @@ pub fn run(arguments: &ImageRun) -> Result<()> {
     }
     std::thread::spawn(move || lines.for_each(drop));
     lab.client.ask(&Request::Wake { mac: MAC }).context("waking the workstation")?;
-    let mut last = 0;
+    let (mut last, mut parts) = (0, Parts::default());
     loop {
         match lab.client.wait(last, MACHINE, "serial", "", Duration::from_secs(3600)) {
             Ok(happening) => {
                 last = happening.id;
                 println!("{}", happening.detail);
+                if let Some(order) = parts.take(&happening.detail).filter(|_| arguments.record) {
+                    let order = BootOrder::parse(&order).context("reading the boot order")?;
+                    store.set_boot_order((&name, &generation), &order, Timestamp::now()).map_err(refused)?;
+                    let blocks: u64 = order.ranges().iter().map(|(_, count)| count).sum();
+                    println!(
+                        "{name}@{}: its boot reads {} MiB, in an order that is known now",
+                        short(&generation),
+                        (blocks * 4096) >> 20
+                    );
+                    return Ok(());
+                }
                 if arguments.until.as_ref().is_some_and(|text| happening.detail.contains(text)) {
                     return Ok(());
                 }
@@ -66,6 +89,27 @@ pub fn run(arguments: &ImageRun) -> Result<()> {
             Err(ControlError::NoLab { .. }) => return Ok(()),
             Err(error) => return Err(error).context("reading the workstation's serial line"),
         }
+    }
+}
+
+/// The parts of a boot order, as init says them line by line: `boot-order 1/3 0+32,...`.
+#[derive(Default)]
+struct Parts(Vec<String>);
+
+impl Parts {
+    /// Takes a line of the serial log; gives the order when it was the last part.
+    fn take(&mut self, line: &str) -> Option<String> {
+        let (_, rest) = line.split_once(" boot-order ")?;
+        let (place, part) = rest.trim().split_once(' ')?;
+        let (number, of) = place.split_once('/')?;
+        let (number, of): (usize, usize) = (number.parse().ok()?, of.parse().ok()?);
+        if number == 1 {
+            self.0.clear();
+        }
+        if number == self.0.len() + 1 {
+            self.0.push(part.to_owned());
+        }
+        (number == of && self.0.len() == of).then(|| std::mem::take(&mut self.0).concat())
     }
 }
 
@@ -121,6 +165,20 @@ mod tests {
     use labshift_model::site::Site;
 
     use super::*;
+
+    #[test]
+    fn an_order_is_put_together_from_its_lines() {
+        let mut parts = Parts::default();
+        let lines = [
+            "labshift: [  20.100] root-mounted verity",
+            "labshift: [  30.100] boot-order 2/2 lost beginning",
+            "labshift: [  30.100] boot-order 1/2 0+32,6",
+            "labshift: [  30.101] runtime something else",
+        ];
+        assert!(lines.iter().all(|line| parts.take(line).is_none()));
+        assert_eq!(parts.take("labshift: [  30.102] boot-order 2/2 4+32\r").as_deref(), Some("0+32,64+32"));
+        assert_eq!(parts.take("labshift: [  30.102] boot-order 1/1 7").as_deref(), Some("7"));
+    }
 
     #[test]
     fn the_site_is_right() {
