@@ -169,6 +169,7 @@ mod tests {
             archives: vec![],
             packages: vec![],
             tools: vec![],
+            helpers: None,
         };
         let files =
             [("lock.json", lock.to_bytes()), (paths::KERNEL, vec![7; 3 << 20]), (paths::ROOT, root.to_vec())];

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use labshift_model::{
-    api::{FleetStatus, GuestView, NodeView, RoomStatus},
+    api::{FleetStatus, GuestView, InUse, NodeView, RoomStatus},
     manifest::short,
     site::Site,
 };
@@ -30,6 +30,7 @@ pub(crate) fn empty(site: &Site, clock: &Clock) -> FleetStatus {
         nodes: vec![],
         guests: vec![],
         images: vec![],
+        in_use: vec![],
         strangers: vec![],
         troubles: vec![],
     }
@@ -54,6 +55,7 @@ pub(crate) fn build(engine: &Engine) -> FleetStatus {
     status.nodes = site.machines.iter().filter_map(|m| node(engine, &m.name)).collect();
     status.guests = site.guests.iter().filter_map(|g| guest(engine, &g.name)).collect();
     status.images = engine.images.views(site);
+    status.in_use = in_use(engine, &status.nodes);
     status.strangers = engine.strangers.values().cloned().collect();
     status.strangers.sort_by_key(|s| s.first_seen_real);
     let recent = |at: jiff::Timestamp| real.duration_since(at).unsigned_abs() < Duration::from_secs(3600);
@@ -82,6 +84,36 @@ pub(crate) fn publish(to: &watch::Sender<Arc<FleetStatus>>, mut status: FleetSta
         *current = Arc::new(status);
         !same
     });
+}
+
+/// Generations that somebody needs: a reason each, the strongest where there are several.
+fn in_use(engine: &Engine, nodes: &[NodeView]) -> Vec<InUse> {
+    let mut found: Vec<InUse> = vec![];
+    let mut add = |image: &str, generation: &str, why: String| {
+        let known = found.iter().any(|u| u.image == image && u.generation == generation);
+        if !known && !generation.is_empty() {
+            found.push(InUse { image: image.to_owned(), generation: generation.to_owned(), why });
+        }
+    };
+    for node in nodes {
+        if let Some(boot) = &node.boot {
+            add(&boot.image, &boot.generation, format!("node {} runs it", node.name));
+        }
+    }
+    for room in &engine.site.rooms {
+        if let Some(generation) = &room.generation {
+            add(&room.image, generation, format!("room {} is pinned to it", room.name));
+        }
+    }
+    for node in nodes {
+        if let Some((image, good)) = engine.trials.get(&node.name).and_then(|t| t.good.as_ref()) {
+            add(image, good, format!("node {} goes back to it if a newer one fails", node.name));
+        }
+        if let Some(generation) = &node.generation {
+            add(&node.image, generation, format!("node {} boots it next", node.name));
+        }
+    }
+    found
 }
 
 fn node(engine: &Engine, name: &str) -> Option<NodeView> {

@@ -11,7 +11,7 @@ mod wire;
 pub use boot::{
     capture, dhcp_client, dhcp_server, ethernet_frame, kernel_cmdline, lease_ledger, module_index, tftp,
 };
-pub use files::{deb, lock, manifest, package_index, recipe, release, site};
+pub use files::{authenticode, deb, lock, manifest, package_index, push, recipe, release, site};
 pub use wire::{ptx, rcuda, rfb};
 
 /// A function that takes any bytes.
@@ -19,6 +19,7 @@ pub type Target = fn(&[u8]);
 
 /// All targets by name; each has a directory of this name in `corpus/`.
 pub const TARGETS: &[(&str, Target)] = &[
+    ("authenticode", authenticode),
     ("capture", capture),
     ("deb", deb),
     ("dhcp_client", dhcp_client),
@@ -31,6 +32,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("module_index", module_index),
     ("package_index", package_index),
     ("ptx", ptx),
+    ("push", push),
     ("rcuda", rcuda),
     ("recipe", recipe),
     ("release", release),

@@ -35,7 +35,9 @@ use crate::{
     recipe_file::{self, Loaded},
     record::Record,
     root::Building,
-    sbom, sign,
+    sbom,
+    script_report::REPORT,
+    sign,
     store::{Published, Store},
     tools::Tools,
     uki,
@@ -108,7 +110,7 @@ pub fn lock_fits(recipe: &Path, lock: &Lock) -> Result<bool, BuildError> {
     let loaded = recipe_file::load(recipe)?;
     let image = usable(&loaded)?;
     let (wanted, leave_out) = choose::wanted(&loaded, image.kernel);
-    Ok(lock.fits(image.name, &wanted, &leave_out).is_ok())
+    Ok(lock.fits(image.name, &wanted, &leave_out, loaded.recipe.scripts == Some(true)).is_ok())
 }
 
 /// Builds an image and publishes it. The same recipe, programs and packages give the same generation.
@@ -251,6 +253,9 @@ impl Job {
                 .filter_map(|(what, line)| Some((what.strip_prefix("package ")?.to_owned(), line.clone())));
             write(directory, CONTENTS, &Contents::of(&root.tree, wanted.collect()).to_bytes())?;
             write(directory, sbom::SBOM, &sbom::bill(name, lock, &root.tree))?;
+            if let Some(report) = &layer.known.scripts {
+                write(directory, REPORT, &report.to_bytes())?;
+            }
             let files = entries(directory, &[paths::ROOT])?;
             Ok::<_, BuildError>((linux, initrd, files))
         };
@@ -355,7 +360,7 @@ fn programs(loaded: &Loaded, directory: &Path) -> Result<BTreeMap<String, Vec<u8
 /// The lock without where its packages came from: two mirrors give the same image.
 fn published_lock(lock: &Lock) -> Lock {
     let mut lock = lock.clone();
-    for package in lock.packages.iter_mut().chain(&mut lock.tools) {
+    for package in lock.packages.iter_mut().chain(&mut lock.tools).chain(lock.helpers.iter_mut().flatten()) {
         package.archive = 0;
     }
     lock.archives = vec![lock::Archive { mirror: String::new(), suite: String::new(), date: String::new() }];

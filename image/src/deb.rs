@@ -184,7 +184,8 @@ fn read_control(reader: impl Read, into: &mut BTreeMap<String, String>) -> Resul
     Ok(())
 }
 
-fn read_data(
+/// Reads a tar stream of files as packages have them.
+pub(crate) fn read_data(
     reader: impl Read,
     package: &str,
     keep: &dyn Fn(&str) -> bool,

@@ -36,12 +36,13 @@ fn tarball_of(
     tar.into_inner().unwrap()
 }
 
-/// A package of executable files, each with the content that `content_of` makes of its text.
+/// A package of executable files, each with the content that `content_of` makes of its text; its control files likewise.
 pub(crate) fn executable_package(
+    control: &[(&str, tar::EntryType, &str)],
     entries: &[(&str, tar::EntryType, &str)],
     content_of: &dyn Fn(&str) -> Vec<u8>,
 ) -> Vec<u8> {
-    wrap(tarball(&[]), tarball_of(entries, 0o755, content_of), "")
+    wrap(tarball_of(control, 0o755, content_of), tarball_of(entries, 0o755, content_of), "")
 }
 
 /// A package with these entries, its members compressed by `compress`.

@@ -122,6 +122,26 @@ pub enum BuildError {
         /// One line each.
         problems: Vec<String>,
     },
+    /// Maintainer scripts can't be isolated here.
+    #[error(
+        "scripts = true, but no isolated root can be made here: {why}; it takes bwrap (package bubblewrap), and either root, or unshare and newuidmap (package uidmap) with 65536 ids of this user in /etc/subuid and /etc/subgid"
+    )]
+    NotIsolated {
+        /// What failed.
+        why: String,
+    },
+    /// A maintainer script failed.
+    #[error("package {package}: {script} failed ({status}) in the isolated root; its last words:\n  {}", .output.replace('\n', "\n  "))]
+    Script {
+        /// Name and version.
+        package: String,
+        /// `postinst`, say.
+        script: String,
+        /// How it ended.
+        status: String,
+        /// Last lines of what it said.
+        output: String,
+    },
     /// A tool from a package failed.
     #[error("{tool} failed ({status}): {output}")]
     Tool {

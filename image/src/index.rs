@@ -99,6 +99,11 @@ impl Index {
         )
     }
 
+    /// Names of the packages that every system has.
+    pub fn essential(&self) -> impl Iterator<Item = &str> {
+        self.packages.values().filter(|p| p.essential).map(|p| p.name.as_str())
+    }
+
     /// All names, for finding the nearest to a mistyped one.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.packages.keys().map(String::as_str)

@@ -14,6 +14,7 @@ use crate::{
     error::{At, BuildError},
     lock::Lock,
     look::Side,
+    script_report::{REPORT, Report},
     store::Store,
 };
 
@@ -30,6 +31,8 @@ pub struct Inspected {
     pub lock: Lock,
     /// All paths of its root; absent in images of versions that did not write them.
     pub contents: Option<Contents>,
+    /// What maintainer scripts did; absent when none ran.
+    pub scripts: Option<Report>,
     /// Channels that point to it.
     pub channels: Vec<String>,
     /// Who signed it, when, and for how long.
@@ -72,9 +75,13 @@ pub fn inspect(store: &Store, name: &str, generation: Option<&str>) -> Result<In
         }
         false => None,
     };
+    let scripts = match manifest.files.contains_key(REPORT) {
+        true => Some(Report::from_bytes(&read(REPORT)?).map_err(|e| tampered(format!("{REPORT}: {e}")))?),
+        false => None,
+    };
     let channels =
         store.channels(name).into_iter().filter(|(_, g)| *g == generation).map(|(c, _)| c).collect();
-    Ok(Inspected { generation, directory, manifest, lock, contents, channels, signature })
+    Ok(Inspected { generation, directory, manifest, lock, contents, scripts, channels, signature })
 }
 
 impl Inspected {

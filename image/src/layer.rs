@@ -23,6 +23,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     cache::Cache,
+    configure::{self, is_kernel},
     contents::{self, Entry},
     data::Spool,
     deb::Unpacked,
@@ -36,6 +37,7 @@ use crate::{
     recipe_file::Loaded,
     root::{Building, may_come},
     scratch::{self, Scratch},
+    script_report::Report,
     tools::Tools,
     tree::{Kind, Node, Tree},
 };
@@ -74,6 +76,8 @@ pub struct Known {
     pub needs: BTreeMap<String, Vec<String>>,
     /// What an admin should know.
     pub warnings: Vec<String>,
+    /// What maintainer scripts did, where any ran.
+    pub scripts: Option<Report>,
     /// The tree.
     files: Vec<Entry>,
 }
@@ -86,7 +90,8 @@ pub fn this_program() -> String {
 
 fn key(loaded: &Loaded, kernel: &str, lock: &Lock) -> String {
     let r = &loaded.recipe;
-    let parts = (&r.prune, &r.strict, &r.initrd_modules, &r.root_modules, &r.keep_modules, kernel);
+    let parts =
+        (&r.prune, &r.strict, &r.scripts, &r.initrd_modules, &r.root_modules, &r.keep_modules, kernel);
     let text = format!("{} {} {parts:?}", this_program(), lock.digest());
     hex::encode(Sha256::digest(text))[..32].to_owned()
 }
@@ -190,10 +195,19 @@ fn make(
 ) -> Result<(), BuildError> {
     let spool = Spool::on_disk_of(directory).at("making a file in", directory)?;
     let recipe = &loaded.recipe;
-    let is_kernel = |name: &str| name.starts_with("linux-image-");
     let shelf = cache.shelf(fresh, directory)?;
     let stays = |locked: &Locked, path: &str| is_kernel(&locked.name) || may_come(path);
     let mut unpacked = fetch::unpack_all(cache, lock, &stays, &shelf, progress)?;
+    let outcome = match recipe.scripts {
+        Some(true) => {
+            let only = Lock { packages: lock.helpers().to_vec(), ..lock.clone() };
+            let helpers = fetch::unpack_all(cache, &only, &stays, &shelf, progress)?;
+            let keeps = |path: &str| Building::keeps(recipe, path);
+            let place = (&spool, directory);
+            Some(configure::run(lock, (&unpacked, &helpers), cache, place, &keeps, progress)?)
+        }
+        _ => None,
+    };
     for (locked, package) in lock.packages.iter().zip(&mut unpacked) {
         let keeps = |path: &str, node: &Node| node.kind == Kind::Directory || Building::keeps(recipe, path);
         package.nodes.retain(|(path, node)| is_kernel(&locked.name) || keeps(path, node));
@@ -211,8 +225,19 @@ fn make(
             root.add(&locked.name, package);
         }
     }
+    if let Some(outcome) = &outcome {
+        root.configured(outcome);
+        root.warnings.push(outcome.report.warning());
+    }
     root.modules(&kernel, &late);
     root.seal();
+    if let Some(outcome) = &outcome {
+        // From here on these are the accounts that the recipe's own are added to.
+        let (passwd, group) = &outcome.accounts;
+        for (name, text) in [("passwd", passwd), ("group", group)] {
+            root.texts.insert(format!("usr/share/base-passwd/{name}.master"), text.clone());
+        }
+    }
     if !root.problems.is_empty() {
         let image = recipe.name.clone().unwrap_or_default();
         return Err(BuildError::Root { image, problems: root.problems });
@@ -241,6 +266,7 @@ fn make(
         sysusers: root.sysusers,
         texts: root.texts,
         warnings: root.warnings,
+        scripts: outcome.map(|o| o.report),
         files: contents::entries(&root.tree),
     };
     shelf.forget();

@@ -31,6 +31,9 @@ pub struct Lock {
     pub packages: Vec<Locked>,
     /// What the builder used (file system maker, boot stub), by name.
     pub tools: Vec<Locked>,
+    /// What maintainer scripts find beside the image's packages, by name; absent when none are run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub helpers: Option<Vec<Locked>>,
 }
 
 /// A mirror's archive of one suite.
@@ -104,7 +107,7 @@ impl Lock {
         if lock.schema != SCHEMA {
             return Err(format!("it has schema {}, this program reads {SCHEMA}: make it anew", lock.schema));
         }
-        for package in lock.packages.iter().chain(&lock.tools) {
+        for package in lock.all() {
             if package.archive >= lock.archives.len() {
                 return Err(format!(
                     "package {} names archive {}, which is not there",
@@ -122,6 +125,16 @@ impl Lock {
         Ok(lock)
     }
 
+    /// Every package, whatever it is for.
+    pub fn all(&self) -> impl Iterator<Item = &Locked> {
+        self.packages.iter().chain(&self.tools).chain(self.helpers())
+    }
+
+    /// What is there only while maintainer scripts run.
+    pub fn helpers(&self) -> &[Locked] {
+        self.helpers.as_deref().unwrap_or_default()
+    }
+
     /// Identity of the packages: the same whichever mirror they came from.
     pub fn digest(&self) -> String {
         let mut hash = Sha256::new();
@@ -130,11 +143,23 @@ impl Lock {
                 hash.update(format!("{part} {} {} {}\n", p.name, p.version, p.sha256));
             }
         }
+        if let Some(helpers) = &self.helpers {
+            hash.update("scripts\n");
+            for p in helpers {
+                hash.update(format!("helper {} {} {}\n", p.name, p.version, p.sha256));
+            }
+        }
         hex::encode(hash.finalize())
     }
 
     /// Whether it still fits a recipe: it was made for these very packages.
-    pub fn fits(&self, image: &str, wanted: &[String], leave_out: &[String]) -> Result<(), String> {
+    pub fn fits(
+        &self,
+        image: &str,
+        wanted: &[String],
+        leave_out: &[String],
+        scripts: bool,
+    ) -> Result<(), String> {
         if self.image != image {
             return Err(format!("it is of image \"{}\", wanted \"{image}\"", self.image));
         }
@@ -152,7 +177,11 @@ impl Lock {
                 return Err(format!("the recipe now {verb} {new}: {RENEW}"));
             }
         }
-        Ok(())
+        match (self.helpers.is_some(), scripts) {
+            (false, true) => Err(format!("the recipe now runs maintainer scripts: {RENEW}")),
+            (true, false) => Err(format!("the recipe no longer runs maintainer scripts: {RENEW}")),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -187,8 +216,13 @@ impl std::fmt::Display for Change {
 pub fn changes(before: &Lock, after: &Lock) -> Vec<Change> {
     type Pair<'l> = (Option<&'l Locked>, Option<&'l Locked>);
     let mut pairs: BTreeMap<(usize, &str), Pair<'_>> = BTreeMap::new();
-    for (part, (old, new)) in
-        [(&before.packages, &after.packages), (&before.tools, &after.tools)].into_iter().enumerate()
+    for (part, (old, new)) in [
+        (&before.packages[..], &after.packages[..]),
+        (&before.tools, &after.tools),
+        (before.helpers(), after.helpers()),
+    ]
+    .into_iter()
+    .enumerate()
     {
         old.iter().for_each(|p| pairs.entry((part, &p.name)).or_default().0 = Some(p));
         new.iter().for_each(|p| pairs.entry((part, &p.name)).or_default().1 = Some(p));
@@ -230,6 +264,7 @@ mod tests {
             leave_out: vec![],
             archives: vec![Archive { mirror: "http://m".into(), suite: "trixie".into(), date: "d".into() }],
             packages: vec![locked("bash"), locked("dash")],
+            helpers: None,
             tools: vec![locked("erofs-utils")],
         }
     }
@@ -250,7 +285,7 @@ mod tests {
         let lock = lock();
         let fits = |image: &str, wanted: &[&str], out: &[&str]| {
             let own = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
-            lock.fits(image, &own(wanted), &own(out))
+            lock.fits(image, &own(wanted), &own(out), false)
         };
         assert_eq!(fits("lab", &["bash"], &[]), Ok(()));
         let cases = [

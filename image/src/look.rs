@@ -50,6 +50,8 @@ pub fn why(contents: &Contents, lock: &Lock, what: &str) -> Result<Why, Option<S
                 let (name, line) = rest.split_once(' ').unwrap_or((rest, ""));
                 (why.program, why.line) = (Some(name.to_owned()), line.to_owned());
             }
+            // What its maintainer script made, a package is to answer for.
+            Some(("script", name)) => (why.packages, why.line) = chain(name),
             _ => (why.packages, why.line) = chain(&entry.origin),
         }
         why.entry = Some(entry.clone());

@@ -13,6 +13,8 @@ pub enum Stage {
     Download,
     /// Unpacking packages and putting the root together.
     Unpack,
+    /// Running maintainer scripts in an isolated root.
+    Scripts,
     /// Kernel, modules and initramfs.
     Kernel,
     /// Packing the root file system.
@@ -32,6 +34,7 @@ impl fmt::Display for Stage {
             Stage::Resolve => "resolve",
             Stage::Download => "download",
             Stage::Unpack => "unpack",
+            Stage::Scripts => "scripts",
             Stage::Kernel => "kernel",
             Stage::Root => "root",
             Stage::Seal => "seal",

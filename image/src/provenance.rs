@@ -29,7 +29,7 @@ pub fn statement(
     for (name, bytes) in programs {
         inputs.push(json!({ "name": format!("program {name}"), "digest": digest(bytes) }));
     }
-    for package in lock.packages.iter().chain(&lock.tools) {
+    for package in lock.all() {
         inputs.push(json!({ "uri": purl(package), "digest": { "sha256": package.sha256 } }));
     }
     let recipe = loaded.sources.last().map(|(name, _)| name.as_str()).unwrap_or_default();
@@ -41,6 +41,8 @@ pub fn statement(
             "buildDefinition": {
                 "buildType": "urn:labshift:image-build:1",
                 "externalParameters": { "recipe": recipe, "lock": lock.digest() },
+                // Whether maintainer scripts ran: then two builds are the same only if the scripts make them so.
+                "internalParameters": { "maintainerScripts": lock.helpers.is_some() },
                 "resolvedDependencies": inputs,
             },
             "runDetails": {

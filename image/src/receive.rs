@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use ed25519_dalek::VerifyingKey;
 use jiff::Timestamp;
 use labshift_model::{
     manifest::{FileEntry, Manifest, Signature},
@@ -76,11 +77,32 @@ fn refused(name: &str, reason: impl Into<String>) -> BuildError {
     BuildError::Refused { name: name.to_owned(), reason: reason.into() }
 }
 
+const IMPOSSIBLE: &str = "it has no name and generation that an image can have";
+
 fn place(store: &Store, name: &str, generation: &str) -> Result<PathBuf, BuildError> {
     if !is_plain(name) || !is_generation(generation) {
-        return Err(refused(name, "it has no name and generation that an image can have"));
+        return Err(refused(name, IMPOSSIBLE));
     }
     Ok(store.directory().join("incoming").join(generation))
+}
+
+/// The manifest of an offer, if a trusted key signed it and its names are names. Nothing is read or written.
+pub fn checked(
+    (name, generation): (&str, &str),
+    offer: &Offer,
+    trusted: &[VerifyingKey],
+) -> Result<Manifest, BuildError> {
+    if !is_plain(name) || !is_generation(generation) {
+        return Err(refused(name, IMPOSSIBLE));
+    }
+    let manifest =
+        Manifest::verify(offer.manifest.as_bytes(), &offer.signature, trusted, Some(generation))
+            .map_err(|e| refused(name, format!("{e} (keys of other stores are listed in keys/trusted)")))?;
+    let odd = |file: &String| !is_plain(file) || [paths::MANIFEST, paths::SIGNATURE].contains(&file.as_str());
+    if manifest.name != name || manifest.files.keys().any(odd) {
+        return Err(refused(name, "its manifest names another image, or files that can't be"));
+    }
+    Ok(manifest)
 }
 
 /// Checks an offer and says what is missing. Content that another generation of the image has is taken from there.
@@ -91,12 +113,7 @@ pub fn offer(
 ) -> Result<Vec<String>, BuildError> {
     let directory = place(store, name, generation)?;
     let bytes = offer.manifest.as_bytes();
-    let manifest = Manifest::verify(bytes, &offer.signature, &store.trusted()?, Some(generation))
-        .map_err(|e| refused(name, format!("{e} (keys of other stores are listed in keys/trusted)")))?;
-    let odd = |file: &String| !is_plain(file) || [paths::MANIFEST, paths::SIGNATURE].contains(&file.as_str());
-    if manifest.name != name || manifest.files.keys().any(odd) {
-        return Err(refused(name, "its manifest names another image, or files that can't be"));
-    }
+    let manifest = checked((name, generation), offer, &store.trusted()?)?;
     if store.is_there(name, generation) {
         let path = store.generation(name, generation).join(paths::SIGNATURE);
         let there = fs::read(&path).ok().and_then(|s| serde_json::from_slice::<Signature>(&s).ok());

@@ -7,6 +7,7 @@ use labshift_model::recipe::{Content, Recipe};
 
 use crate::{
     accounts::Accounts,
+    configure::Outcome,
     data::Data,
     deb::Unpacked,
     glob,
@@ -95,7 +96,8 @@ impl<'a> Building<'a> {
 
     /// Adds a package's files and looks at its maintainer script.
     pub fn add(&mut self, name: &str, package: Unpacked) {
-        if let Some(complaint) = scripts::review(name, &package.control) {
+        let runs = self.recipe.recipe.scripts == Some(true);
+        if let Some(complaint) = scripts::review(name, &package.control).filter(|_| !runs) {
             if self.recipe.recipe.strict == Some(true) {
                 self.problems.push(complaint);
             } else {
@@ -123,6 +125,14 @@ impl<'a> Building<'a> {
                     old.origin
                 ));
             }
+        }
+    }
+
+    /// Takes over what maintainer scripts did.
+    pub fn configured(&mut self, outcome: &Outcome) {
+        self.tree.prune(|path| outcome.removed.binary_search_by(|r| r.as_str().cmp(path)).is_ok());
+        for (path, node) in &outcome.changed {
+            self.tree.put(path, node.clone());
         }
     }
 

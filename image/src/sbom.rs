@@ -78,6 +78,13 @@ pub fn bill(image: &str, lock: &Lock, tree: &Tree) -> Vec<u8> {
         all.push(described);
         relations.push(relation(&id, "BUILD_TOOL_OF", "SPDXRef-Image"));
     }
+    for (i, helper) in lock.helpers().iter().enumerate() {
+        let id = format!("SPDXRef-Helper-{i}");
+        let mut described = describe(helper, &id);
+        analyse(&mut described, None);
+        all.push(described);
+        relations.push(relation(&id, "BUILD_TOOL_OF", "SPDXRef-Image"));
+    }
     let identity = hex::encode(identity.finalize());
     let document = json!({
         "spdxVersion": "SPDX-2.3", "dataLicense": "CC0-1.0", "SPDXID": "SPDXRef-DOCUMENT", "name": image,

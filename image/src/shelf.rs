@@ -197,6 +197,7 @@ mod tests {
     fn what_was_unpacked_comes_back() {
         let text = "many words ".repeat(1000);
         let deb = executable_package(
+            &[],
             &[
                 ("./usr", Directory, ""),
                 ("./usr/a", Regular, &text),
@@ -228,7 +229,7 @@ mod tests {
     #[test]
     fn damage_is_found() {
         let content = "0123456789".repeat(100);
-        let deb = executable_package(&[("./usr/a.xz", Regular, &content)], &|t| t.as_bytes().to_vec());
+        let deb = executable_package(&[], &[("./usr/a.xz", Regular, &content)], &|t| t.as_bytes().to_vec());
         let place = tempfile::tempdir().unwrap();
         let shelf = Shelf::open(place.path()).unwrap();
         shelf.unpack(&deb[..], ("p", "aa"), &|_| true).unwrap();

@@ -4,7 +4,7 @@
 use std::{
     fs,
     io::Write,
-    os::unix::fs::{OpenOptionsExt, symlink},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -48,6 +48,7 @@ impl Tools {
     ) -> Result<Tools, BuildError> {
         let mut identity = lock.clone();
         identity.packages.clear();
+        identity.helpers = None;
         let directory = cache.directory().join("tools").join(&identity.digest()[..16]);
         let tools = Tools { directory: directory.clone() };
         if directory.is_dir() {
@@ -158,11 +159,16 @@ fn full_disk(directory: &Path) -> Option<BuildError> {
 }
 
 /// Writes a tree into a directory; owners are not kept.
-fn extract(tree: &Tree, into: &Path) -> Result<(), BuildError> {
+pub(crate) fn extract(tree: &Tree, into: &Path) -> Result<(), BuildError> {
     for (path, node) in tree.iter() {
         let target = into.join(path);
         match &node.kind {
-            Kind::Directory => fs::create_dir_all(&target).at("making", &target)?,
+            Kind::Directory => {
+                fs::create_dir_all(&target).at("making", &target)?;
+                // Others than the owner may have to pass, whatever the user's umask is.
+                let mode = fs::Permissions::from_mode(0o755);
+                fs::set_permissions(&target, mode).at("setting the mode of", &target)?;
+            }
             Kind::Link(to) => symlink(to, &target).at("linking", &target)?,
             Kind::File(data) => {
                 let mut options = fs::OpenOptions::new();

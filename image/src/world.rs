@@ -51,7 +51,8 @@ pub struct World {
     pub asked: Arc<Mutex<Vec<String>>>,
 }
 
-/// A package of the mirror: name, version, further fields, files.
+/// A package of the mirror: name, version, further fields, files. A path below `DEBIAN/` is a maintainer script; the text `HOST:PATH`
+/// stands for a file of this machine.
 pub type Fake<'a> = (&'a str, &'a str, &'a str, Vec<(&'a str, tar::EntryType, &'a str)>);
 
 /// The packages of this world.
@@ -145,9 +146,23 @@ impl World {
         let mut list = String::new();
         for (name, version, fields, files) in packages {
             let stub = uki::tests::stub();
-            let deb = executable_package(files, &|text| {
-                if text == "STUB" { stub.clone() } else { text.as_bytes().to_vec() }
-            });
+            let content = |text: &str| match text.strip_prefix("HOST:") {
+                Some(path) => fs::read(path).unwrap(),
+                None if text == "STUB" => stub.clone(),
+                None => text.as_bytes().to_vec(),
+            };
+            let more = if fields.is_empty() { String::new() } else { format!("{fields}\n") };
+            let described = format!(
+                "Package: {name}\nVersion: {version}\nArchitecture: amd64\nMaintainer: nobody\nDescription: test\n{more}"
+            );
+            let of = |control: bool| {
+                let fits = move |path: &str| path.strip_prefix("DEBIAN/").is_some() == control;
+                files.iter().filter(move |(path, ..)| fits(path))
+            };
+            let mut control = vec![("./control", Regular, described.as_str())];
+            control.extend(of(true).map(|(path, kind, text)| (&path["DEBIAN/".len()..], *kind, *text)));
+            let data: Vec<_> = of(false).copied().collect();
+            let deb = executable_package(&control, &data, &content);
             list += &format!(
                 "Package: {name}\nVersion: {version}\nArchitecture: amd64\nFilename: pool/{name}_{version}.deb\nSize: {}\nSHA256: {}\n",
                 deb.len(),

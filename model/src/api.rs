@@ -121,11 +121,25 @@ pub struct FleetStatus {
     pub guests: Vec<GuestView>,
     /// Images that rooms and templates name.
     pub images: Vec<ImageView>,
+    /// Generations that machines run, are pinned to or would go back to; no store may lose them.
+    #[serde(default)]
+    pub in_use: Vec<InUse>,
     /// Machines that nobody knows and that wait to be adopted, by first sight.
     #[serde(default)]
     pub strangers: Vec<Stranger>,
     /// What an admin should look at.
     pub troubles: Vec<String>,
+}
+
+/// A generation that is needed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InUse {
+    /// Image name.
+    pub image: String,
+    /// Full generation.
+    pub generation: String,
+    /// By whom, in words.
+    pub why: String,
 }
 
 /// A machine that nobody knows, as it describes itself.

@@ -36,6 +36,8 @@ pub struct Recipe {
     pub leave_out: Vec<String>,
     /// Maintainer scripts that nobody has reviewed are an error, not a warning.
     pub strict: Option<bool>,
+    /// Maintainer scripts are run, in an isolated root.
+    pub scripts: Option<bool>,
     /// Kernel package.
     pub kernel: Option<String>,
     /// Kernel arguments, in order.
@@ -184,6 +186,7 @@ impl Recipe {
             packages: joined(base.packages, self.packages),
             leave_out: joined(base.leave_out, self.leave_out),
             strict: self.strict.or(base.strict),
+            scripts: self.scripts.or(base.scripts),
             kernel: self.kernel.or(base.kernel),
             arguments: joined(base.arguments, self.arguments),
             initrd_modules: joined(base.initrd_modules, self.initrd_modules),
@@ -310,6 +313,7 @@ fn read(source: &Source<'_>) -> Recipe {
         packages: all(source, root.strings("packages"), "a package name", is_package),
         leave_out: all(source, root.strings("leave_out"), "a package name", is_package),
         strict: root.boolean("strict"),
+        scripts: root.boolean("scripts"),
         kernel,
         arguments,
         initrd_modules,

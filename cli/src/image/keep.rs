@@ -133,11 +133,8 @@ pub fn gc(arguments: &ImageGc, json: bool) -> Result<()> {
                 server.server
             ))
         })?;
-        for node in &status.nodes {
-            let boots = node.boot.iter().map(|b| (&b.image, &b.generation));
-            for (image, generation) in boots.chain(node.generation.iter().map(|g| (&node.image, g))) {
-                in_use.insert((image.clone(), generation.clone()), format!("node {} runs it", node.name));
-            }
+        for used in status.in_use {
+            in_use.insert((used.image, used.generation), used.why);
         }
         // A saved guest goes on with the root it was started with; which one that was, only it knows.
         if let Some(guest) = status.guests.iter().find(|g| g.saved.is_some() || g.node.is_some()) {

@@ -79,7 +79,7 @@ pub fn inspect(arguments: &ImageInspect, json: bool) -> Result<()> {
             "image": name, "generation": image.generation, "channels": image.channels,
             "signed_by": image.signature.key, "signed": image.signature.signed,
             "expires": image.signature.expires, "directory": image.directory, "manifest": manifest,
-            "packages": image.lock.packages, "tree": tree, "origins": origins,
+            "packages": image.lock.packages, "scripts": image.scripts, "tree": tree, "origins": origins,
         }));
     }
     let channels =
@@ -103,6 +103,14 @@ pub fn inspect(arguments: &ImageInspect, json: bool) -> Result<()> {
         let rows: Vec<_> = manifest.services.iter().map(row).collect();
         println!("{}", table(&["service", "after", "runs"], &rows));
     }
+    if let Some(report) = &image.scripts {
+        println!(
+            "{} maintainer scripts ran, all with exit status 0: that two builds are the same is not labshift's promise alone",
+            report.ran.len()
+        );
+        let rows: Vec<_> = report.ran.iter().map(script_row).collect();
+        println!("{}", table(&["script", "of", "version", "changed", "removed", "paths"], &rows));
+    }
     if arguments.packages {
         let row = |(origin, bytes, files): &(String, u64, u64)| {
             let version = image.lock.packages.iter().find(|p| p.name == *origin).map(|p| p.version.clone());
@@ -116,6 +124,19 @@ pub fn inspect(arguments: &ImageInspect, json: bool) -> Result<()> {
         print!("{}", drawn(&tree));
     }
     Ok(())
+}
+
+/// A maintainer script, with the first of the paths that it changed.
+fn script_row(ran: &labshift_image::script_report::Ran) -> Vec<String> {
+    const SHOWN: usize = 3;
+    let paths: Vec<&String> = ran.changed.iter().chain(&ran.removed).collect();
+    let mut shown: Vec<String> = paths.iter().take(SHOWN).map(|p| format!("/{p}")).collect();
+    if paths.len() > SHOWN {
+        shown.push("…".to_owned());
+    }
+    let of = if ran.package.is_empty() { "several".to_owned() } else { ran.package.clone() };
+    let (changed, removed) = (ran.changed.len().to_string(), ran.removed.len().to_string());
+    vec![ran.script.clone(), of, ran.version.clone(), changed, removed, shown.join(" ")]
 }
 
 /// A tree with lines.

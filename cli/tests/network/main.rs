@@ -8,6 +8,7 @@ mod clients;
 mod crash;
 mod doctor;
 mod elsewhere;
+mod keep;
 mod lossy;
 mod proxy;
 mod reload;
