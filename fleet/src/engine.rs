@@ -230,6 +230,8 @@ impl Engine {
                 tracing::error!(kind, name, "a record of the registry is not readable and is made anew: {e}");
             }
         }
+        // What the records name is there before the first question.
+        engine.read_store_now();
         engine.follow_site(engine.file.clone());
         for name in engine.world.nodes.keys().cloned().collect::<Vec<_>>() {
             engine.hear(&name, fleet::NodeEvent::Reloaded);

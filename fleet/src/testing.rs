@@ -23,7 +23,7 @@ pub(crate) fn publish(store: &Path, name: &str) -> String {
         modules: vec![],
         ports: vec![],
         valid_days: None,
-            disk: None,
+        disk: None,
     };
     let bytes = manifest.to_bytes();
     let generation = manifest::generation_of(&bytes);

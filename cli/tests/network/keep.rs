@@ -31,6 +31,7 @@ fn publish(store: &Store, channel: &str, root: &str) -> String {
         modules: vec![],
         ports: vec![],
         valid_days: None,
+        disk: None,
     };
     let bytes = manifest.to_bytes();
     let generation = manifest::generation_of(&bytes);

@@ -66,7 +66,7 @@ pub fn publish_with(store: &Path, name: &str, arguments: &str) -> String {
         modules: vec![],
         ports: vec![],
         valid_days: None,
-            disk: None,
+        disk: None,
     };
     let bytes = manifest.to_bytes();
     let generation = manifest::generation_of(&bytes);

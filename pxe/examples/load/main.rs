@@ -93,7 +93,7 @@ fn publish(store: &Path, bytes: usize) -> Result<String> {
         modules: vec![],
         ports: vec![],
         valid_days: None,
-            disk: None,
+        disk: None,
     };
     let text = manifest.to_bytes();
     let path = format!("images/bench/{}", generation_of(&text));

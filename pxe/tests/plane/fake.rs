@@ -168,7 +168,7 @@ pub fn publish(store: &Path, files: &[(&str, &[u8])]) -> String {
         modules: vec![],
         ports: vec![],
         valid_days: None,
-            disk: None,
+        disk: None,
     };
     let bytes = manifest.to_bytes();
     let generation = generation_of(&bytes);
