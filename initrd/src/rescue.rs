@@ -334,7 +334,10 @@ mod tests {
                 }
                 std::mem::take(&mut heard)
             };
-            // What is typed before the terminal listens is lost: Enter until it does.
+            // What is typed before the terminal listens is lost; it does once it echoes no more.
+            while tcgetattr(&person).unwrap().local_flags.contains(LocalFlags::ECHO) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
             person.write_all(b"\n").unwrap();
             hear("Password");
             person.write_all(b"wrong\n").unwrap();
