@@ -25,7 +25,11 @@ const DAYS_BACK: i64 = 8;
 
 /// What the room's schedule wants now, since when, and why.
 pub fn mode_at(site: &Site, room: &Room, now: Timestamp) -> ModeFrom {
-    let line = timeline(site, room, days_from(now, -DAYS_BACK), days_from(now, 1));
+    // From midnight: where nothing has changed since, a beginning that moves with the clock would be news at every look.
+    let start = days_from(now, -DAYS_BACK);
+    let midnight = start.as_second() - start.as_second().rem_euclid(24 * 3600);
+    let start = Timestamp::from_second(midnight).unwrap_or(start);
+    let line = timeline(site, room, start, days_from(now, 1));
     line.into_iter().rfind(|m| m.from <= now).unwrap_or_else(|| ModeFrom {
         from: now,
         mode: Mode::Off,
@@ -217,6 +221,18 @@ mod tests {
         format!(
             "[[schedule.session]]\ntitle = \"{title}\"\ndays = [\"{days}\"]\nstart = \"{start}\"\nend = \"{end}\"\n"
         )
+    }
+
+    #[test]
+    fn a_mode_that_never_changes_is_no_news_from_one_moment_to_the_next() {
+        let site = site("outside = \"compute\"\n");
+        let noon: Timestamp = "2026-11-23T12:00:00Z".parse().expect("a time");
+        let before = mode_at(&site, &site.rooms[0], noon);
+        assert_eq!(before.mode, Mode::Compute);
+        for ms in [1, 1000, 3_600_000] {
+            let later = noon + jiff::SignedDuration::from_millis(ms);
+            assert_eq!(mode_at(&site, &site.rooms[0], later), before, "{ms} ms later");
+        }
     }
 
     #[test]
