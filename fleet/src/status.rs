@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use labshift_model::{
-    api::{FleetStatus, GuestView, InUse, NodeView, RoomStatus},
+    api::{BootTarget, FleetStatus, GuestView, InUse, NodeView, RoomStatus},
     manifest::short,
     site::Site,
 };
@@ -103,6 +103,11 @@ fn in_use(engine: &Engine, nodes: &[NodeView]) -> Vec<InUse> {
     for room in &engine.site.rooms {
         if let Some(generation) = &room.generation {
             add(&room.image, generation, format!("room {} is pinned to it", room.name));
+        }
+    }
+    for (node, told) in &engine.told {
+        if let BootTarget::Image { name, generation: Some(generation) } = &told.target {
+            add(name, generation, format!("node {node} was told to boot it"));
         }
     }
     for node in nodes {

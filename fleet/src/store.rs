@@ -4,8 +4,7 @@
 use std::{collections::BTreeMap, fs, io, path::Path, sync::Arc};
 
 use labshift_model::{
-    api::BootTarget,
-    api::ImageView,
+    api::{BootTarget, ImageView},
     manifest::{self, Signature},
     paths,
     site::{Room, Site},

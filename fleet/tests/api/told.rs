@@ -31,6 +31,9 @@ async fn another_generation_for_one_boot() {
     let told =
         lab.wait_node("ws1", "to be told", |n| n.told == image && n.generation.as_ref() == Some(&old)).await;
     assert!(told.troubles.is_empty(), "{:?}", told.troubles);
+    // `image gc` leaves it alone, also while the node still runs another one.
+    let kept = told.in_use.iter().find(|u| u.generation == old).map(|u| u.why.as_str());
+    assert_eq!(kept, Some("node ws1 was told to boot it"));
     // It outlives the server.
     lab.stop().await;
     let lab = Lab::reopen(dir.path(), NIGHT).await;
