@@ -370,6 +370,10 @@ pub struct LabUp {
     /// (repeatable); bios when not said.
     #[arg(long, value_name = "NAME=FIRMWARE")]
     pub firmware: Vec<String>,
+    /// Disk of a workstation's own: a disk image, or a directory that it sees as a FAT disk (repeatable). Firmware starts it when
+    /// the network has nothing to boot.
+    #[arg(long, value_name = "NAME=PATH")]
+    pub disk: Vec<String>,
     /// Memory of each workstation in MiB.
     #[arg(long, default_value_t = 3072)]
     pub memory: u32,

@@ -63,6 +63,10 @@ pub struct Hardware {
     pub memory_mib: u32,
     /// Processors.
     pub cpus: u32,
+    /// Its own disk, which firmware starts when the network gives it nothing: a disk image, or a directory, which it sees as
+    /// a FAT disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<PathBuf>,
 }
 
 /// How a workstation is doing.
@@ -315,7 +319,7 @@ impl Workstation {
     }
 
     fn arguments(&self) -> Result<Vec<String>, WorkstationError> {
-        let Hardware { name, mac, firmware, memory_mib, cpus } = &self.hardware;
+        let Hardware { name, mac, firmware, memory_mib, cpus, disk } = &self.hardware;
         let slot = wake::SLOT;
         fs::write(self.directory.join(format!("{name}.wake.aml")), wake::ssdt())
             .map_err(|e| self.io_failed("writing its ACPI table", e))?;
@@ -354,7 +358,15 @@ impl Workstation {
                 " -drive if=pflash,unit=0,format=raw,readonly=on,file={code} -drive if=pflash,unit=1,format=raw,file={vars}"
             ));
         }
-        Ok(text.split_whitespace().map(str::to_owned).collect())
+        let mut arguments: Vec<_> = text.split_whitespace().map(str::to_owned).collect();
+        if let Some(disk) = disk {
+            // QEMU reads a comma in a value as two of them.
+            let path = disk.display().to_string().replace(',', ",,");
+            let file = if disk.is_dir() { format!("fat:{path},snapshot=on") } else { path };
+            arguments.extend(["-drive".into(), format!("if=none,id=disk0,format=raw,file={file}")]);
+            arguments.extend(["-device", "ide-hd,drive=disk0,bootindex=2"].map(str::to_owned));
+        }
+        Ok(arguments)
     }
 
     fn follow_serial(self: Arc<Self>, serial: UnixStream) {

@@ -9,6 +9,8 @@ pub const BOOT_ANSWER: &str = "/v1/boot/answer";
 pub const BOOT_REPORT: &str = "/v1/boot/report";
 /// `GET ?mac=..` → the iPXE script of one machine.
 pub const IPXE_SCRIPT: &str = "/boot/script.ipxe";
+/// What UEFI HTTP boot of a machine that boots its own disk is pointed at. Nothing is there: firmware goes on at once.
+pub const OWN_DISK: &str = "/boot/own-disk";
 /// Prefix of published images: `/images/NAME/GENERATION/FILE`.
 pub const IMAGES: &str = "/images";
 /// WebSocket that a node opens; `Authorization: Bearer` carries the token of its boot answer.

@@ -8,7 +8,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use labshift_model::api::AdoptRequest;
+use labshift_model::api::{AdoptRequest, BootRequest, BootTarget};
 use labshift_tests::{
     TestLab, descendants, labshift, page_letters, root, store, text_screen_letters, wait_for_end_of,
 };
@@ -105,6 +105,51 @@ fn secure_boot_starts_what_is_signed_only() {
     assert!(!lab.serial("ws2").contains("Linux version"), "an unsigned kernel was started");
     lab.lab(&["wake", "ws1"]);
     lab.lab(&["wait", "ws1", "serial", "running from the new root"]);
+}
+
+/// Machines that are told to start their own disks do: the firmware takes an address, finds nothing to boot, and goes on.
+#[test]
+fn a_machine_that_is_told_so_starts_its_own_disk() {
+    let disks = root().join("target/test-lab/disks");
+    drop(fs::remove_dir_all(&disks));
+    // A BIOS runs the first sector of a disk. This one sends a sentence to the serial port and halts.
+    const SENTENCE: &[u8] = b"\nlabshift: this is the disk's own system\n\0";
+    // cli; xor ax, ax; mov ds, ax; mov si, sentence; cld; mov dx, 0x3f8; 1: lodsb; test al, al; jz 2; out dx, al; jmp 1; 2: hlt; jmp 2
+    const CODE: &[u8] = &[
+        0xfa, 0x31, 0xc0, 0x8e, 0xd8, 0xbe, 0x1a, 0x7c, 0xfc, 0xba, 0xf8, 0x03, 0xac, 0x84, 0xc0, 0x74, 0x03,
+        0xee, 0xeb, 0xf8, 0xf4, 0xeb, 0xfd, 0x90, 0x90, 0x90,
+    ];
+    let mut sector = [CODE, SENTENCE].concat();
+    sector.resize(510, 0);
+    sector.extend([0x55, 0xaa]);
+    sector.resize(1 << 20, 0);
+    // UEFI runs a program of the disk's FAT file system. Here it is our own image: what starts it is the disk all the same, and
+    // init says why it does not go on.
+    let programs = disks.join("uefi/EFI/BOOT");
+    fs::create_dir_all(&programs).expect("a directory for disks");
+    fs::write(disks.join("bios.img"), sector).expect("a disk");
+    let generation = fs::read_to_string(store().join("channels/lab")).expect("reading the channel");
+    let uki = store().join("images/lab").join(generation.trim()).join("uki.efi");
+    fs::copy(uki, programs.join("BOOTX64.EFI")).expect("a program on the disk");
+
+    let of = |name: &str, file: &str| format!("{name}={}", disks.join(file).display());
+    let (ws1, ws2) = (of("ws1", "bios.img"), of("ws2", "uefi"));
+    let hardware = ["--firmware", "ws2=uefi", "--disk", &ws1, "--disk", &ws2];
+    let lab = TestLab::up("own-disks", store(), SITE, MORNING, &hardware);
+    for node in ["ws1", "ws2"] {
+        let request =
+            BootRequest { target: BootTarget::Disk, once: false, cause: "its own system".to_owned() };
+        lab.client.ask(node, "boot", &request).expect("told");
+        lab.lab(&["press", node]);
+    }
+    lab.lab(&["wait", "ws1", "serial", "this is the disk's own system"]);
+    lab.lab(&["wait", "ws2", "serial", "labshift node boot ws2 room"]);
+    for node in ["ws1", "ws2"] {
+        let serial = lab.serial(node);
+        assert!(!serial.contains("running from the new root"), "{serial}");
+    }
+    let serial = lab.serial("ws1");
+    assert!(!serial.contains("Linux version"), "{serial}");
 }
 
 /// A demo that is ended from outside, not by Ctrl-C in its terminal, takes its lab along.

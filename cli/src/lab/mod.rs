@@ -4,7 +4,11 @@ mod day;
 mod demo;
 mod up;
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, anyhow, bail};
 use labshift_lab::{
@@ -118,6 +122,17 @@ fn refused(error: ControlError) -> anyhow::Error {
         ControlError::NoLab { .. } => Refusal::Unreachable(text).into(),
         _ => anyhow!(text),
     }
+}
+
+/// Reads `NAME=PATH`; the path as it is from everywhere.
+fn disks(words: &[String]) -> Result<BTreeMap<String, PathBuf>> {
+    let read = |word: &String| {
+        let (name, path) =
+            word.split_once('=').ok_or_else(|| anyhow!("--disk \"{word}\": write NAME=PATH"))?;
+        let path = std::fs::canonicalize(path).with_context(|| format!("--disk {word}"))?;
+        Ok((name.to_owned(), path))
+    };
+    words.iter().map(read).collect()
 }
 
 /// Reads `NAME=bios`, `NAME=uefi` and `NAME=secure-boot`.

@@ -22,7 +22,7 @@ use nix::{
     unistd::{Pid, getppid},
 };
 
-use super::firmware;
+use super::{disks, firmware};
 use crate::{args::LabUp, site};
 
 /// Runs a lab until Ctrl-C.
@@ -48,8 +48,10 @@ fn outside(arguments: &LabUp) -> Result<()> {
     // Mistakes are told before anything is made.
     let site = site::read(&arguments.site)?;
     let firmware = firmware(&arguments.firmware)?;
-    if let Some(stranger) = firmware.keys().find(|name| site.machine(name).is_none()) {
-        bail!("--firmware {stranger}=...: {} has no machine of that name", arguments.site.display());
+    let disks = disks(&arguments.disk)?;
+    let said = firmware.keys().map(|n| ("firmware", n)).chain(disks.keys().map(|n| ("disk", n)));
+    for (option, stranger) in said.filter(|(_, name)| site.machine(name).is_none()) {
+        bail!("--{option} {stranger}=...: {} has no machine of that name", arguments.site.display());
     }
     if !arguments.store.is_dir() {
         bail!("no image store at {}; `labshift image build` makes one", arguments.store.display());
@@ -99,6 +101,7 @@ fn outside(arguments: &LabUp) -> Result<()> {
 fn inside(arguments: &LabUp) -> Result<()> {
     let site = site::read(&arguments.site)?;
     let firmware = firmware(&arguments.firmware)?;
+    let disks = disks(&arguments.disk)?;
     let directory = absolute(&arguments.output)?;
     let machines = site
         .machines
@@ -109,6 +112,7 @@ fn inside(arguments: &LabUp) -> Result<()> {
             firmware: firmware.get(&m.name).copied().unwrap_or(Firmware::Bios),
             memory_mib: arguments.memory,
             cpus: 2,
+            disk: disks.get(&m.name).cloned(),
         })
         .collect();
     let dashboard = listener_on_standard_input()?;

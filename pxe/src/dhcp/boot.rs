@@ -1,13 +1,15 @@
 //! What a client is told to boot: pure choice from who speaks and what the directory says.
 //!
 //! ```text
-//!             Image                     Refuse                  LocalDisk, Ignore
-//! BIOS ROM    undionly.kpxe  (TFTP)     undionly.kpxe           nothing: ROM goes on to the disk
-//! UEFI PXE    uki.efi        (TFTP)     snponly.efi             nothing
-//! UEFI HTTP   uki.efi        (HTTP)     nothing                 nothing
-//! iPXE        script         (HTTP)     script with the reason  nothing
+//!             Image                     Refuse                  LocalDisk                Ignore
+//! BIOS ROM    undionly.kpxe  (TFTP)     undionly.kpxe           nothing: goes on to it   nothing
+//! UEFI PXE    uki.efi        (TFTP)     snponly.efi             a menu of one: the disk  nothing
+//! UEFI HTTP   uki.efi        (HTTP)     nothing                 a URL without a file     nothing
+//! iPXE        script         (HTTP)     script with the reason  nothing: goes on to it   nothing
 //! our init    base URL of the server, whatever the choice
 //! ```
+//!
+//! UEFI that is offered an address alone asks for a minute, once by PXE and once by HTTP, before it goes on to the disk.
 //!
 //! Virtual machines get an address only. For machines that nobody knows the directory chooses as for all others: nothing, unless
 //! the site has a policy for them.
@@ -37,6 +39,8 @@ pub enum BootFile {
     Script(String),
     /// Base URL of the server, for our init.
     Base(String),
+    /// Not a file but the machine's own disk, by PXE's boot server type 0 (PXE 2.1, table 2-1, tag 9).
+    OwnDisk,
 }
 
 /// The boot file for one client, if it gets one.
@@ -69,6 +73,10 @@ pub fn boot_file(
             (Platform::UefiHttp, BootChoice::Image { name, generation, .. }) => Some(BootFile::HttpBoot(
                 format!("{base}{}/{name}/{generation}/{}", paths::IMAGES, paths::UKI),
             )),
+            (Platform::Uefi, BootChoice::LocalDisk) => Some(BootFile::OwnDisk),
+            (Platform::UefiHttp, BootChoice::LocalDisk) => {
+                Some(BootFile::HttpBoot(format!("{base}{}", paths::OWN_DISK)))
+            }
             _ => None,
         },
     }
@@ -96,6 +104,7 @@ mod tests {
         let script = "http://10.77.0.1:8080/boot/script.ipxe?mac=02:00:00:00:00:01";
         let script = || Some(BootFile::Script(script.into()));
         let url = || Some(BootFile::HttpBoot("http://10.77.0.1:8080/images/lab/ab/uki.efi".into()));
+        let nowhere = || Some(BootFile::HttpBoot("http://10.77.0.1:8080/boot/own-disk".into()));
         let base = || Some(BootFile::Base("http://10.77.0.1:8080".into()));
         let firmware = Client::Firmware;
         for (client, machine, choice, wanted) in [
@@ -109,6 +118,10 @@ mod tests {
             (firmware(Platform::Uefi), Some(&node), refuse(), tftp("snponly.efi")),
             (Client::Ipxe, Some(&node), refuse(), script()),
             (firmware(Platform::Bios), Some(&node), BootChoice::LocalDisk, None),
+            (Client::Ipxe, Some(&node), BootChoice::LocalDisk, None),
+            (firmware(Platform::Uefi), Some(&node), BootChoice::LocalDisk, Some(BootFile::OwnDisk)),
+            (firmware(Platform::UefiHttp), Some(&node), BootChoice::LocalDisk, nowhere()),
+            (firmware(Platform::UefiHttp), Some(&node), BootChoice::Ignore, None),
             (Client::Ipxe, Some(&node), BootChoice::Ignore, None),
             (firmware(Platform::Uefi), Some(&guest), image(), None),
             (Client::Ipxe, None, BootChoice::Ignore, None),

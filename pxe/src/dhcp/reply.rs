@@ -120,6 +120,9 @@ impl Draft {
     pub fn boot(mut self, client: Client, file: Option<&BootFile>, config: &Config) -> Self {
         // Sub-option 6 = 8: use the file of this reply, look for no boot server (EDK2 would, on port 4011).
         const PXE_DISCOVERY_CONTROL: [u8; 4] = [6, 1, 8, 255];
+        // Sub-option 9, a boot menu, of one item of type 0, the local disk; sub-option 10, a prompt that waits 0 s before it
+        // takes the first item; sub-option 6: nobody is to be looked for.
+        const PXE_OWN_DISK: &[u8] = b"\x06\x01\x03\x09\x0b\0\0\x08own disk\x0a\x09\0own disk\xff";
         // Sub-option 176 = 1: no proxyDHCP offer is coming; saves iPXE two to three seconds.
         const IPXE_NO_PROXY: [u8; 3] = [0xb0, 1, 1];
         if client == Client::Ipxe {
@@ -139,6 +142,10 @@ impl Draft {
             }
             BootFile::Script(url) => self.file(url, true),
             BootFile::Base(url) => self.file(url, false),
+            BootFile::OwnDisk => {
+                self.option(DhcpOption::ClassIdentifier(PXE_CLASS.to_vec()));
+                self.option(DhcpOption::VendorExtensions(PXE_OWN_DISK.to_vec()));
+            }
         }
         self
     }

@@ -92,6 +92,11 @@ fn text(script: String) -> Response {
         .into_response()
 }
 
+/// Nothing, for firmware that would wait a minute for an offer otherwise.
+pub(super) async fn own_disk() -> Response {
+    sentence(StatusCode::NOT_FOUND, "this machine boots its own disk")
+}
+
 /// Init's answer; a refusal is a sentence for the node's screen.
 pub(super) async fn boot_answer(
     State(context): State<Context>,

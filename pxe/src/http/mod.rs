@@ -78,6 +78,7 @@ impl Context {
     fn routes(self) -> Router {
         Router::new()
             .route(paths::IPXE_SCRIPT, get(answer::ipxe_script))
+            .route(paths::OWN_DISK, get(answer::own_disk))
             .route(paths::BOOT_ANSWER, get(answer::boot_answer))
             .route(paths::BOOT_REPORT, post(report::boot_report).layer(DefaultBodyLimit::max(MAX_REPORT)))
             .layer(map_response(leave))

@@ -70,6 +70,31 @@ fn case_01_05_06_07_every_client_gets_address_and_boot_file_in_one_reply() {
     }
 }
 
+/// Reads option 43 as PXE 2.1 says: a menu whose first item is boot server type 0, the disk, taken without waiting.
+#[test]
+fn firmware_that_boots_its_own_disk_need_not_wait_for_a_boot_file() {
+    let mut bench = Bench::new();
+    let offer = bench.reply(&Ask::discover(DISK).firmware(7));
+    assert_eq!(raw(&offer, 60), Some(b"PXEClient".to_vec()));
+    assert_eq!(boot_file(&offer), None);
+    let options = raw(&offer, 43).expect("a menu");
+    let (mut left, mut found) = (&options[..], vec![]);
+    while let [code, length, rest @ ..] = left {
+        let (value, rest) = rest.split_at(usize::from(*length));
+        found.push((*code, value));
+        left = rest;
+    }
+    assert_eq!(left, [255], "it ends in its end");
+    let of = |code| found.iter().find(|(c, _)| *c == code).expect("a sub-option").1;
+    let [0, 0, length, name @ ..] = of(9) else { panic!("{:?}", of(9)) };
+    assert_eq!(usize::from(*length), name.len());
+    assert_eq!(of(10)[0], 0, "seconds to wait");
+    assert_eq!(of(6)[0] & 8, 0, "the menu is looked at");
+
+    let by_http = bench.reply(&Ask::discover(DISK).firmware(16));
+    assert_eq!(boot_file(&by_http).as_deref(), Some("http://10.77.0.1:8080/boot/own-disk"));
+}
+
 #[test]
 fn case_02_firmware_is_told_to_look_for_no_boot_server() {
     let offer = Bench::new().reply(&Ask::discover(FIXED).firmware(7));

@@ -223,6 +223,7 @@ async fn scripts_by_machine() {
     assert!(text.contains(&kernel), "{text}");
     assert!(script(REFUSED).await.1.contains("the room is closed"));
     assert!(script(DISK).await.1.contains("sanboot"));
+    assert_eq!(running.text("/boot/own-disk").await.0, StatusCode::NOT_FOUND);
     assert_eq!(script(GUEST).await.0, StatusCode::NOT_FOUND);
     assert_eq!(script(STRANGER).await.0, StatusCode::NOT_FOUND);
     let (status, text) = script(NEW).await;
