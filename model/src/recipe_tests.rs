@@ -1,6 +1,7 @@
 //! One good recipe, and one bad fixture for each rule.
 
 use super::*;
+use crate::service::Restart;
 
 const GOOD: &str = r#"
 name = "lab"
