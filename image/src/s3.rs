@@ -5,6 +5,8 @@
 //!                           PREFIX/channels/NAME[@CHANNEL]         the full generation
 //! ```
 //!
+//! What is larger than one request may be goes in parts, and appears when the last one is there ("Multipart upload").
+//!
 //! Requests are signed as "AWS Signature Version 4" asks: four HMACs over a text that names the request. The SDK would bring
 //! more crates than the rest of the builder for three verbs.
 
@@ -49,9 +51,20 @@ pub struct Bucket {
     region: String,
     credentials: Credentials,
     agent: ureq::Agent,
+    /// [`LARGEST`] and [`PART`].
+    limits: (u64, u64),
 }
 
 const HASH_HEADER: &str = "x-amz-meta-sha256";
+
+/// Bytes that one request may bring at most (Amazon S3, "Multipart upload limits").
+const LARGEST: u64 = 5 << 30;
+
+/// Bytes of a part, which is held in memory: its hash is signed before it is sent.
+const PART: u64 = 32 << 20;
+
+/// Parts that an object may have.
+const PARTS: u64 = 10_000;
 
 fn sha256(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
@@ -65,9 +78,9 @@ fn hmac(key: &[u8], text: &str) -> Vec<u8> {
 }
 
 /// The `Authorization` header of a request (AWS, "Signature Version 4"). `headers` are those that are signed, with `host`, in lower
-/// case; `time` is as in `x-amz-date`; `path` is encoded as it goes out.
+/// case; `time` is as in `x-amz-date`; `path` and `query` are encoded as they go out, the query's names in order and each with a `=`.
 fn authorization(
-    (method, path): (&str, &str),
+    (method, path, query): (&str, &str, &str),
     headers: &BTreeMap<String, String>,
     payload: &str,
     time: &str,
@@ -77,7 +90,7 @@ fn authorization(
     let day = time.get(..8).unwrap_or_default();
     let names = headers.keys().map(String::as_str).collect::<Vec<_>>().join(";");
     let listed: String = headers.iter().map(|(name, value)| format!("{name}:{}\n", value.trim())).collect();
-    let request = format!("{method}\n{path}\n\n{listed}\n{names}\n{payload}");
+    let request = format!("{method}\n{path}\n{query}\n{listed}\n{names}\n{payload}");
     let scope = format!("{day}/{region}/s3/aws4_request");
     let text = format!("AWS4-HMAC-SHA256\n{time}\n{scope}\n{}", sha256(request.as_bytes()));
     let key = [region, "s3", "aws4_request"]
@@ -96,10 +109,16 @@ fn encoded(path: &str) -> String {
     path.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }
 
+/// A value of a query as it goes out: everything but unreserved letters in percent signs.
+fn encoded_value(value: &str) -> String {
+    encoded(value).replace('/', "%2F")
+}
+
 struct Answer {
     status: u16,
     size: Option<u64>,
     hash: Option<String>,
+    etag: Option<String>,
     body: Vec<u8>,
 }
 
@@ -128,7 +147,8 @@ impl Bucket {
         let host = host.ok_or_else(|| bad("the endpoint must be https://HOST or https://HOST:PORT"))?;
         let prefix = if prefix.is_empty() { String::new() } else { format!("/{prefix}") };
         let region = region.to_owned();
-        Ok(Bucket { shown: url.to_owned(), base, host, root, prefix, region, credentials, agent })
+        let limits = (LARGEST, PART);
+        Ok(Bucket { shown: url.to_owned(), base, host, root, prefix, region, credentials, agent, limits })
     }
 
     fn fail(&self, reason: impl ToString) -> BuildError {
@@ -143,7 +163,7 @@ impl Bucket {
     fn ask(
         &self,
         method: &str,
-        key: &str,
+        (key, query): (&str, &str),
         further: &[(&str, String)],
         (payload, size): (&str, u64),
         body: &mut dyn Read,
@@ -160,14 +180,16 @@ impl Bucket {
         let mut signed = headers.clone();
         signed.insert("host".into(), self.host.clone());
         let authorization =
-            authorization((method, &path), &signed, payload, &time, &self.region, &self.credentials);
-        let mut request = ureq::http::Request::builder().method(method).uri(format!("{}{path}", self.base));
+            authorization((method, &path, query), &signed, payload, &time, &self.region, &self.credentials);
+        let asked = if query.is_empty() { String::new() } else { format!("?{query}") };
+        let uri = format!("{}{path}{asked}", self.base);
+        let mut request = ureq::http::Request::builder().method(method).uri(uri);
         for (name, value) in &headers {
             request = request.header(name, value);
         }
         request = request.header("authorization", authorization);
         let mut body = body;
-        let answer = if method == "PUT" {
+        let answer = if matches!(method, "PUT" | "POST") {
             let request = request.header("content-length", size.to_string());
             let request = request.body(SendBody::from_reader(&mut body)).map_err(|e| self.fail(e))?;
             self.agent.run(request)
@@ -177,20 +199,17 @@ impl Bucket {
         let mut answer = answer.map_err(|e| self.fail(e))?;
         let header = |name: &str| Some(answer.headers().get(name)?.to_str().ok()?.to_owned());
         let (size, hash) = (header("content-length").and_then(|l| l.parse().ok()), header(HASH_HEADER));
+        let etag = header("etag");
         let status = answer.status().as_u16();
         let body = match method {
             "HEAD" => vec![],
             _ => answer.body_mut().with_config().limit(16 << 20).read_to_vec().map_err(|e| self.fail(e))?,
         };
-        Ok(Answer { status, size, hash, body })
+        Ok(Answer { status, size, hash, etag, body })
     }
 
     fn done(&self, what: &str, answer: Answer) -> Result<Answer, BuildError> {
-        let text = String::from_utf8_lossy(&answer.body).into_owned();
-        let part = |tag: &str| {
-            let (_, rest) = text.split_once(&format!("<{tag}>"))?;
-            Some(rest.split_once("</")?.0.to_owned())
-        };
+        let part = |tag: &str| element(&answer.body, tag);
         // A copy may fail with status 200 and say so in its body.
         if (200..300).contains(&answer.status) && part("Code").is_none() {
             return Ok(answer);
@@ -201,15 +220,64 @@ impl Bucket {
         Err(self.fail(format!("{what}: status {} {said}{hint}", answer.status)))
     }
 
+    /// Sends what fits into memory.
+    fn bytes(
+        &self,
+        method: &str,
+        at: (&str, &str),
+        further: &[(&str, String)],
+        bytes: &[u8],
+    ) -> Result<Answer, BuildError> {
+        let answer = self.ask(method, at, further, (&sha256(bytes), bytes.len() as u64), &mut &bytes[..])?;
+        self.done(at.0, answer)
+    }
+
     fn put(&self, key: &str, bytes: &[u8]) -> Result<(), BuildError> {
-        let hash = sha256(bytes);
-        let further = [(HASH_HEADER, hash.clone())];
-        let answer = self.ask("PUT", key, &further, (&hash, bytes.len() as u64), &mut &bytes[..])?;
-        self.done(key, answer).map(drop)
+        self.bytes("PUT", (key, ""), &[(HASH_HEADER, sha256(bytes))], bytes).map(drop)
+    }
+
+    /// Sends a file in parts. It appears when all are there; when one can't be sent, none of them stays.
+    fn in_parts(&self, key: &str, entry: &FileEntry, body: &mut dyn Read) -> Result<(), BuildError> {
+        let begun = self.bytes("POST", (key, "uploads="), &[(HASH_HEADER, entry.sha256.clone())], b"")?;
+        let upload = element(&begun.body, "UploadId")
+            .ok_or_else(|| self.fail(format!("{key}: the service gives no name to an upload in parts")))?;
+        let upload = encoded_value(&upload);
+        let sent = self.parts(key, &upload, entry, body);
+        if sent.is_err() {
+            // What was sent would be kept, and paid for, until somebody removes it. The first error is the one to tell.
+            let _ = self.bytes("DELETE", (key, &format!("uploadId={upload}")), &[], b"");
+        }
+        sent
+    }
+
+    fn parts(
+        &self,
+        key: &str,
+        upload: &str,
+        entry: &FileEntry,
+        body: &mut dyn Read,
+    ) -> Result<(), BuildError> {
+        let size = self.limits.1.max(entry.size.div_ceil(PARTS));
+        let (mut list, mut whole) = (String::new(), Sha256::new());
+        for number in 1..=entry.size.div_ceil(size) {
+            let mut part = vec![];
+            body.take(size).read_to_end(&mut part).map_err(|e| self.fail(format!("reading {key}: {e}")))?;
+            whole.update(&part);
+            let query = format!("partNumber={number}&uploadId={upload}");
+            let etag = self.bytes("PUT", (key, &query), &[], &part)?.etag;
+            let etag = etag.ok_or_else(|| self.fail(format!("{key}: the service names no part {number}")))?;
+            list += &format!("<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>");
+        }
+        // The service knows the parts' hashes only.
+        if hex::encode(whole.finalize()) != entry.sha256 {
+            return Err(self.fail(format!("{key} changed while it was sent; push again")));
+        }
+        let list = format!("<CompleteMultipartUpload>{list}</CompleteMultipartUpload>");
+        self.bytes("POST", (key, &format!("uploadId={upload}")), &[], list.as_bytes()).map(drop)
     }
 
     fn get(&self, key: &str) -> Result<Option<Vec<u8>>, BuildError> {
-        let answer = self.ask("GET", key, &[], (&sha256(b""), 0), &mut std::io::empty())?;
+        let answer = self.ask("GET", (key, ""), &[], (&sha256(b""), 0), &mut std::io::empty())?;
         match answer.status {
             404 => Ok(None),
             _ => self.done(key, answer).map(|a| Some(a.body)),
@@ -229,6 +297,13 @@ impl Bucket {
     }
 }
 
+/// The text of the first element of this name in an answer of the service.
+fn element(body: &[u8], tag: &str) -> Option<String> {
+    let text = String::from_utf8_lossy(body);
+    let (_, rest) = text.split_once(&format!("<{tag}>"))?;
+    Some(rest.split_once("</")?.0.to_owned())
+}
+
 fn channel_key(name: &str, channel: &str) -> String {
     match channel {
         STABLE => format!("channels/{name}"),
@@ -243,7 +318,7 @@ impl Destination for Bucket {
         let mut missing = vec![];
         for (file, entry) in &image.manifest.files {
             let key = format!("{directory}/{file}");
-            let answer = self.ask("HEAD", &key, &[], (&sha256(b""), 0), &mut std::io::empty())?;
+            let answer = self.ask("HEAD", (&key, ""), &[], (&sha256(b""), 0), &mut std::io::empty())?;
             if answer.status == 403 {
                 self.done(&key, answer)?;
                 continue;
@@ -255,11 +330,12 @@ impl Destination for Bucket {
                 continue;
             }
             // What another generation has is copied within the service.
-            if let Some(from) = known.get(&entry.sha256) {
+            if let Some(from) = known.get(&entry.sha256).filter(|_| entry.size <= self.limits.0) {
                 let bucket = self.shown.trim_start_matches("s3://").split('/').next().unwrap_or_default();
                 let source = encoded(&format!("/{bucket}{}/{from}", self.prefix));
                 let further = [("x-amz-copy-source", source)];
-                let answer = self.ask("PUT", &key, &further, (&sha256(b""), 0), &mut std::io::empty())?;
+                let answer =
+                    self.ask("PUT", (&key, ""), &further, (&sha256(b""), 0), &mut std::io::empty())?;
                 if self.done(&key, answer).is_ok() {
                     continue;
                 }
@@ -277,8 +353,11 @@ impl Destination for Bucket {
         body: &mut dyn Read,
     ) -> Result<(), BuildError> {
         let key = format!("images/{name}/{generation}/{file}");
+        if entry.size > self.limits.0 {
+            return self.in_parts(&key, entry, body);
+        }
         let further = [(HASH_HEADER, entry.sha256.clone())];
-        let answer = self.ask("PUT", &key, &further, (&entry.sha256, entry.size), body)?;
+        let answer = self.ask("PUT", (&key, ""), &further, (&entry.sha256, entry.size), body)?;
         self.done(&key, answer).map(drop)
     }
 
@@ -292,66 +371,5 @@ impl Destination for Bucket {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn credentials() -> Credentials {
-        Credentials {
-            id: "AKIAIOSFODNN7EXAMPLE".into(),
-            secret: "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY".into(),
-            session: None,
-        }
-    }
-
-    fn headers(list: &[(&str, &str)]) -> BTreeMap<String, String> {
-        list.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect()
-    }
-
-    /// The examples of Amazon's "Signature Calculations for the Authorization Header: Transferring Payload in a Single Chunk".
-    #[test]
-    fn agrees_with_the_published_examples() {
-        let time = "20130524T000000Z";
-        let empty = sha256(b"");
-        let get = headers(&[
-            ("host", "examplebucket.s3.amazonaws.com"),
-            ("range", "bytes=0-9"),
-            ("x-amz-content-sha256", &empty),
-            ("x-amz-date", time),
-        ]);
-        let found = authorization(("GET", "/test.txt"), &get, &empty, time, "us-east-1", &credentials());
-        assert_eq!(
-            found,
-            "AWS4-HMAC-SHA256 Credential=AKIAIOSFODNN7EXAMPLE/20130524/us-east-1/s3/aws4_request,SignedHeaders=host;range;x-amz-content-sha256;x-amz-date,Signature=f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41"
-        );
-        let payload = sha256(b"Welcome to Amazon S3.");
-        let put = headers(&[
-            ("date", "Fri, 24 May 2013 00:00:00 GMT"),
-            ("host", "examplebucket.s3.amazonaws.com"),
-            ("x-amz-content-sha256", &payload),
-            ("x-amz-date", time),
-            ("x-amz-storage-class", "REDUCED_REDUNDANCY"),
-        ]);
-        let path = encoded("/test$file.text");
-        let found = authorization(("PUT", &path), &put, &payload, time, "us-east-1", &credentials());
-        assert!(
-            found.ends_with("98ad721746da40c64f1a55b78f14c238d841ea1380cd77a1b5971af0ece108bd"),
-            "{found}"
-        );
-    }
-
-    #[test]
-    fn addresses() {
-        let bucket = |url: &str, endpoint: Option<&str>| {
-            Bucket::new(url, endpoint, "eu-central-1", credentials(), crate::push::agent(None).unwrap())
-        };
-        let own = bucket("s3://lab/a b/", Some("https://s3.lan:9000/")).unwrap();
-        assert_eq!((own.base.as_str(), own.host.as_str()), ("https://s3.lan:9000", "s3.lan:9000"));
-        assert_eq!(own.path_of("channels/lab@canary"), "/lab/a%20b/channels/lab%40canary");
-        let amazon = bucket("s3://lab", None).unwrap();
-        assert_eq!(amazon.host, "lab.s3.eu-central-1.amazonaws.com");
-        assert_eq!(amazon.path_of("images/x"), "/images/x");
-        for (url, endpoint) in [("s3://", None), ("https://x", None), ("s3://x", Some("s3.lan"))] {
-            assert!(bucket(url, endpoint).is_err(), "{url}");
-        }
-    }
-}
+#[path = "s3_tests.rs"]
+mod tests;
