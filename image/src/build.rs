@@ -143,7 +143,12 @@ pub fn build(options: &BuildOptions, progress: &dyn Progress) -> Result<Built, B
     let generation = manifest::generation_of(&manifest.to_bytes());
     progress.stage(Stage::Publish, manifest::short(&generation));
     let published = store.publish(work, (&job.name, &generation), &options.channel, now)?;
-    Record { inputs, generation: generation.clone(), root_bytes, warnings }.write(&store, &job.name)?;
+    // Without its record it is only built again, to the same.
+    if let Err(error) =
+        (Record { inputs, generation: generation.clone(), root_bytes, warnings }).write(&store, &job.name)
+    {
+        progress.warning(&error.to_string());
+    }
     Ok(built(published, generation, manifest, root_bytes))
 }
 

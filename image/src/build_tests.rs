@@ -150,7 +150,9 @@ fn a_signature_ends_and_a_later_build_signs_anew() {
 fn child() {
     let Some(directory) = std::env::var_os("LABSHIFT_TEST_WORLD") else { return };
     let directory = PathBuf::from(directory);
-    build(&options(&directory, &[], Some(directory.join("tiny.lock"))), &Silent).unwrap();
+    if let Err(error) = build(&options(&directory, &[], Some(directory.join("tiny.lock"))), &Silent) {
+        panic!("{error}");
+    }
 }
 
 fn start_child(directory: &Path) -> Child {
@@ -247,6 +249,53 @@ fn a_build_may_be_killed_at_any_point() {
     assert_eq!(inspect(&store, "tiny", None).unwrap().generation, built.generation);
     assert_eq!(fs::read_dir(world.path("store/tmp")).unwrap().count(), 0);
     assert_eq!(fs::read_dir(world.path("cache/tmp")).unwrap().count(), 0);
+}
+
+/// A disk that is full at any point of a build: store, cache, or both. One message, and nothing of it stays in the store.
+#[test]
+fn a_full_disk_is_named_and_leaves_nothing() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: small disks need root");
+        return;
+    }
+    let world = World::new();
+    write_lock(&world);
+    let directory = world.directory.path();
+    build(&options(directory, std::slice::from_ref(&world.mirror), Some(world.path("tiny.lock"))), &Silent)
+        .unwrap();
+    for (place, gone) in [("store", "store"), ("cache", "cache/layers")] {
+        let (mut full, mut size) = (0, 8);
+        loop {
+            // The next build must have to do it all again.
+            for old in [gone, "store"] {
+                let _ = fs::remove_dir_all(world.path(old));
+            }
+            fs::create_dir(world.path("store")).unwrap();
+            // The disk lives as long as the shell, which says what is left on it. Pages are the unit of its size.
+            let script = format!(
+                "cd '{}' && mkdir full && mount -t tmpfs -o size={size}k none full && cp -a {place}/. full/ && \
+                 mount --bind full {place} || exit 9; \"$0\" --exact build::tests::child --nocapture 2>&1; echo \"status $?\"; \
+                 find store/images store/tmp store/channels cache/tmp -mindepth 1 | sed s/^/left:/",
+                directory.display()
+            );
+            let mut shell = Command::new("unshare");
+            shell.args(["--mount", "--propagation", "private", "sh", "-c", &script]);
+            let output =
+                shell.arg(std::env::current_exe().unwrap()).env("LABSHIFT_TEST_WORLD", directory).output();
+            let said = String::from_utf8(output.unwrap().stdout).unwrap();
+            fs::remove_dir(world.path("full")).unwrap();
+            if said.contains("status 0") {
+                break;
+            }
+            if said.contains("status ") {
+                assert!(said.contains("no space is left on this disk; free some"), "{size} KiB: {said}");
+                assert!(!said.contains("left:"), "{size} KiB: {said}");
+                full += 1;
+            }
+            size += 8;
+        }
+        assert!(full > 3, "{place}: full {full} times up to {size} KiB");
+    }
 }
 
 /// One message each, which names what is wrong and where, and a store without anything new in it.

@@ -190,8 +190,13 @@ impl Store {
             sync(&parent)?;
             Published::New
         };
-        self.set_channel(name, channel, generation, now)?;
-        Ok(published)
+        let pointed = self.set_channel(name, channel, generation, now);
+        if pointed.is_err() && published == Published::New {
+            // A full disk, most of all: what nothing points to goes back to where it came from, and with that away.
+            let _ = fs::rename(&target, from.path());
+            let _ = fs::remove_dir(&parent);
+        }
+        pointed.map(|()| published)
     }
 
     /// Signs a published generation anew, as from now. One that was pushed here keeps its signature: only the store that built it has
