@@ -10,6 +10,7 @@
 //! the lock) stays out of the image.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     fs, io,
     path::Path,
@@ -248,9 +249,10 @@ fn prepared(mut tree: Tree) -> Tree {
         tree.file(&format!("var/lib/dpkg/{name}"), 0o644, "");
     }
     for name in ["passwd", "group"] {
-        if let (None, Some(text)) =
-            (tree.get(&format!("etc/{name}")), tree.content(&format!("usr/share/base-passwd/{name}.master")))
-        {
+        if let (None, Some(text)) = (
+            tree.get(&format!("etc/{name}")),
+            tree.content(&format!("usr/share/base-passwd/{name}.master")).map(Cow::into_owned),
+        ) {
             tree.file(&format!("etc/{name}"), 0o644, text);
         }
     }
@@ -356,8 +358,8 @@ fn export(isolated: &Isolated, spool: &Spool, at: &Path) -> Result<Vec<(String, 
     let keep = |path: &str| may_come(path) && !skipped(path);
     let read = match child.stdout.take() {
         Some(pipe) => {
-            deb::read_data(io::BufReader::with_capacity(1 << 20, pipe), "", &keep, &mut |_, bytes| {
-                spool.keep(bytes)
+            deb::read_data(io::BufReader::with_capacity(1 << 20, pipe), "", &keep, &mut |_, size, from| {
+                spool.keep(size, from)
             })
         }
         None => Ok(vec![]),

@@ -19,8 +19,8 @@ use crate::{
     tree::{Kind, Node},
 };
 
-/// Where contents of files go: it gets their paths and bytes.
-pub type Sink<'a> = &'a mut dyn FnMut(&str, Vec<u8>) -> io::Result<Data>;
+/// Where contents of files go: it gets their paths and sizes, and reads their bytes.
+pub type Sink<'a> = &'a mut dyn FnMut(&str, u64, &mut dyn Read) -> io::Result<Data>;
 
 /// Why a package's content was refused.
 #[derive(Debug, thiserror::Error)]
@@ -65,8 +65,16 @@ pub struct Unpacked {
 }
 
 /// A sink that keeps contents in memory.
-pub fn in_memory(_path: &str, bytes: Vec<u8>) -> io::Result<Data> {
-    Ok(Data::new(bytes))
+pub fn in_memory(_path: &str, size: u64, from: &mut dyn Read) -> io::Result<Data> {
+    whole(size, from).map(Data::new)
+}
+
+/// All bytes of a content of this size.
+pub(crate) fn whole(size: u64, from: &mut dyn Read) -> io::Result<Vec<u8>> {
+    // A size that is only said to be large must not take memory.
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0).min(64 << 20));
+    from.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// A package unpacks to at most so much.
@@ -206,9 +214,7 @@ pub(crate) fn read_data(
         let node_kind = if kind.is_dir() {
             Kind::Directory
         } else if kind.is_file() {
-            let mut bytes = Vec::with_capacity(usize::try_from(entry.size()).unwrap_or(0).min(64 << 20));
-            entry.read_to_end(&mut bytes)?;
-            let data = sink(&path, bytes)?;
+            let data = sink(&path, entry.size(), &mut entry)?;
             contents.insert(path.clone(), data.clone());
             Kind::File(data)
         } else if kind.is_symlink() {

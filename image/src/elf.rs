@@ -6,7 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use object::{
     LittleEndian as LE,
     elf::{self, FileHeader64},
-    read::elf::{Dyn, FileHeader, ProgramHeader},
+    read::{
+        ReadCache, ReadRef,
+        elf::{Dyn, FileHeader, ProgramHeader},
+    },
 };
 
 use crate::tree::{Kind, Tree};
@@ -16,17 +19,29 @@ pub fn needs(tree: &Tree) -> BTreeMap<String, Vec<String>> {
     let mut found = BTreeMap::new();
     for (path, node) in tree.iter() {
         let Kind::File(data) = &node.kind else { continue };
-        if path.ends_with(".ko") || data.size < 64 {
-            continue;
-        }
         let Ok(bytes) = data.bytes() else { continue };
-        if bytes.starts_with(b"\x7fELF")
-            && let Some(libraries) = needed(&bytes).filter(|l| !l.is_empty())
-        {
-            found.insert(path.to_owned(), libraries);
-        }
+        found.extend(needs_of(path, &bytes[..]));
     }
     found
+}
+
+/// The same of one file, if it asks for any.
+pub fn needs_of<'d>(path: &str, content: impl ReadRef<'d>) -> Option<(String, Vec<String>)> {
+    let program = !path.ends_with(".ko") && content.read_bytes_at(0, 4) == Ok(b"\x7fELF");
+    let libraries = program.then(|| needed(content)).flatten().filter(|l| !l.is_empty())?;
+    Some((path.to_owned(), libraries))
+}
+
+/// Libraries that programs ask for whose content is large: only the parts that say so are read.
+pub fn needs_of_large(tree: &Tree) -> std::io::Result<BTreeMap<String, Vec<String>>> {
+    let mut found = BTreeMap::new();
+    for (path, node) in tree.iter() {
+        let Kind::File(data) = &node.kind else { continue };
+        let Some((file, at)) = data.place()? else { continue };
+        let cache = ReadCache::new(&*file);
+        found.extend(needs_of(path, cache.range(at, data.size)));
+    }
+    Ok(found)
 }
 
 /// One line for each library that is asked for and not there.
@@ -53,16 +68,15 @@ pub fn missing_libraries(tree: &Tree, needs: &BTreeMap<String, Vec<String>>) -> 
 }
 
 /// `DT_NEEDED` of an ELF file; `None` when it is static or damaged.
-fn needed(bytes: &[u8]) -> Option<Vec<String>> {
-    let header = FileHeader64::<LE>::parse(bytes).ok()?;
-    let segments = header.program_headers(LE, bytes).ok()?;
-    let dynamic = segments.iter().find_map(|s| s.dynamic(LE, bytes).ok().flatten())?;
+fn needed<'d>(content: impl ReadRef<'d>) -> Option<Vec<String>> {
+    let header = FileHeader64::<LE>::parse(content).ok()?;
+    let segments = header.program_headers(LE, content).ok()?;
+    let dynamic = segments.iter().find_map(|s| s.dynamic(LE, content).ok().flatten())?;
     let value = |tag: elf::DynamicTag| dynamic.iter().find(|d| d.d_tag(LE) == tag).map(|d| d.d_val(LE));
     let (table, size) = (value(elf::DT_STRTAB)?, value(elf::DT_STRSZ)?);
     let strings = segments.iter().find_map(|s| {
         let start = table.checked_sub(s.p_vaddr(LE)).filter(|at| *at < s.p_filesz(LE))?;
-        let offset = usize::try_from(s.p_offset(LE).checked_add(start)?).ok()?;
-        bytes.get(offset..offset.checked_add(usize::try_from(size).ok()?)?)
+        content.read_bytes_at(s.p_offset(LE).checked_add(start)?, size).ok()
     })?;
     let text = |at: u64| {
         let rest = strings.get(usize::try_from(at).ok()?..)?;
@@ -89,7 +103,7 @@ mod tests {
             missing.iter().any(|m| m.starts_with("library libc.so.6 is missing; /usr/bin/program ")),
             "{missing:?}"
         );
-        for library in needed(&program).unwrap() {
+        for library in needed(&program[..]).unwrap() {
             tree.file(&format!("usr/lib/x86_64-linux-gnu/{library}"), 0o644, "");
         }
         assert_eq!(missing_libraries(&tree, &needs(&tree)), [""; 0]);
@@ -107,7 +121,7 @@ mod tests {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             let at = (state >> 8) as usize % 1024;
             let before = std::mem::replace(&mut head[at], state as u8);
-            let _ = needed(&head);
+            let _ = needed(&head[..]);
             head[at] = before;
         }
     }

@@ -1,6 +1,6 @@
 //! The initramfs: init, the modules that reach network and root, and whom init believes.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, io::Write};
 
 use labshift_model::paths;
 
@@ -75,5 +75,10 @@ pub fn frame(init: &[u8], shell: Option<&[u8]>, trust: &Trust) -> Vec<u8> {
 
 /// Packs archives, which the kernel unpacks one after the other.
 pub fn pack(archives: &[&[u8]]) -> std::io::Result<Vec<u8>> {
-    zstd::bulk::compress(&archives.concat(), LEVEL)
+    let mut encoder = zstd::Encoder::new(vec![], LEVEL)?;
+    encoder.set_pledged_src_size(Some(archives.iter().map(|a| a.len() as u64).sum()))?;
+    for archive in archives {
+        encoder.write_all(archive)?;
+    }
+    encoder.finish()
 }

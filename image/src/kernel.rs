@@ -4,6 +4,7 @@
 //! `modules.alias` are written here, in the form that depmod gives them (modules.dep(5)).
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     io::Read,
     sync::{
@@ -16,8 +17,10 @@ use labshift_model::fault::nearest;
 use object::{Object, ObjectSection};
 
 use crate::{
-    data::{Data, Spool},
+    data::Data,
+    deb::Unpacked,
     glob,
+    shelf::Shelf,
     tree::{Kind, Node},
 };
 
@@ -38,9 +41,9 @@ pub enum BadKernel {
         /// Why.
         reason: String,
     },
-    /// Its unpacked files can't be read back.
-    #[error("its unpacked files can't be read: {0}")]
-    Spool(std::io::Error),
+    /// Its unpacked files can't be written, or read back.
+    #[error("its unpacked files can't be kept: {0}")]
+    Spool(#[from] std::io::Error),
     /// A feature that the boot relies on is off.
     #[error("it is built without {0}, which our nodes boot with")]
     Feature(&'static str),
@@ -52,7 +55,7 @@ pub struct Kernel {
     /// `uname -r`.
     pub release: String,
     /// The boot image.
-    pub image: Arc<[u8]>,
+    pub image: Vec<u8>,
     /// The package that it is of.
     pub origin: Arc<str>,
     /// Names of what is compiled in.
@@ -88,7 +91,7 @@ impl Kernel {
                 _ => None,
             })
         };
-        let read = |data: &Data| data.bytes().map_err(BadKernel::Spool);
+        let read = |data: &Data| data.bytes().map(Cow::into_owned).map_err(BadKernel::Spool);
         let (path, image, origin) = files()
             .find(|(path, ..)| path.starts_with("boot/vmlinuz-"))
             .ok_or(BadKernel::Missing("kernel image (boot/vmlinuz-*)"))?;
@@ -124,7 +127,7 @@ impl Kernel {
 
     /// The modules that names and globs mean, with everything they depend on, sorted by path. Names that are
     /// compiled in are fine; a glob may match nothing.
-    pub fn select(&mut self, wanted: &[String], spool: &Spool) -> Result<Vec<Module>, BadKernel> {
+    pub fn select(&mut self, wanted: &[String], shelf: &Shelf) -> Result<Vec<Module>, BadKernel> {
         let mut queue: Vec<String> = vec![];
         let mut missing = vec![];
         for want in wanted {
@@ -148,7 +151,7 @@ impl Kernel {
         // Round by round: what is asked for, then what that needs. The modules of a round are unpacked side by side.
         while !queue.is_empty() {
             queue.retain(|name| chosen.insert(name.clone()));
-            self.load(&queue, spool)?;
+            self.load(&queue, shelf)?;
             let needed = |name: &String| {
                 let module = self.loaded.get(name);
                 module.into_iter().flat_map(|m| m.depends.iter().chain(&m.soft))
@@ -160,14 +163,14 @@ impl Kernel {
         Ok(modules)
     }
 
-    /// Unpacks modules that are not unpacked yet.
-    fn load(&mut self, names: &[String], spool: &Spool) -> Result<(), BadKernel> {
+    /// Unpacks modules that are not unpacked yet, or finds them on the shelf.
+    fn load(&mut self, names: &[String], shelf: &Shelf) -> Result<(), BadKernel> {
         let wanted: Vec<&String> = names.iter().filter(|n| !self.loaded.contains_key(*n)).collect();
         let next = AtomicUsize::new(0);
         let work = || {
             let mut modules = vec![];
             while let Some(name) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
-                modules.push(self.read(name, spool)?);
+                modules.push(self.read(name, shelf)?);
             }
             Ok::<_, BadKernel>(modules)
         };
@@ -183,25 +186,36 @@ impl Kernel {
         Ok(())
     }
 
-    fn read(&self, name: &str, spool: &Spool) -> Result<Module, BadKernel> {
+    fn read(&self, name: &str, shelf: &Shelf) -> Result<Module, BadKernel> {
         let bad = |reason: String| BadKernel::Unreadable { name: name.to_owned(), reason };
         let (path, packed) = self.packed.get(name).ok_or_else(|| bad("it is not there".into()))?;
-        let packed = packed.bytes().map_err(BadKernel::Spool)?;
-        let content = unpack(path, &packed).map_err(|e| bad(e.to_string()))?;
-        let elf = object::File::parse(&content[..]).map_err(|e| bad(e.to_string()))?;
-        let section = elf.section_by_name(".modinfo").ok_or_else(|| bad("it has no .modinfo".into()))?;
-        let info = section.data().map_err(|e| bad(e.to_string()))?;
+        let key = hex::encode(packed.sha256);
+        let kept = match shelf.get(&key) {
+            Some(kept) => kept,
+            None => shelf.keep(&key, |sink| {
+                let packed = packed.bytes().map_err(BadKernel::Spool)?;
+                let content = unpack(path, &packed).map_err(|e| bad(e.to_string()))?;
+                let info = modinfo(&content).map_err(bad)?;
+                let content = Kind::File(
+                    sink(plain(path), content.len() as u64, &mut &content[..]).map_err(BadKernel::Spool)?,
+                );
+                let nodes = vec![(plain(path).to_owned(), Node::made(content, 0o644))];
+                Ok::<_, BadKernel>(Unpacked { nodes, control: BTreeMap::from([(MODINFO.to_owned(), info)]) })
+            })?,
+        };
+        let Some((_, Node { kind: Kind::File(content), .. })) = kept.nodes.into_iter().next() else {
+            return Err(bad("it is not there".into()));
+        };
         let mut module = Module {
             name: name.to_owned(),
             path: plain(path).to_owned(),
-            content: spool.keep(content.clone()).map_err(BadKernel::Spool)?,
+            content,
             depends: vec![],
             soft: vec![],
             aliases: vec![],
             firmware: vec![],
         };
-        for entry in info.split(|b| *b == 0) {
-            let entry = String::from_utf8_lossy(entry);
+        for entry in kept.control.get(MODINFO).map_or("", String::as_str).split('\0') {
             let Some((key, value)) = entry.split_once('=') else { continue };
             match key {
                 "depends" => {
@@ -259,6 +273,16 @@ fn visit<'m>(
 pub fn aliases(modules: &[Module]) -> String {
     let lines = modules.iter().flat_map(|m| m.aliases.iter().map(move |a| format!("alias {a} {}\n", m.name)));
     lines.collect()
+}
+
+/// What a module says of itself, on the shelf.
+const MODINFO: &str = ".modinfo";
+
+/// The entries of that section, with a zero byte between them.
+fn modinfo(content: &[u8]) -> Result<String, String> {
+    let elf = object::File::parse(content).map_err(|e| e.to_string())?;
+    let section = elf.section_by_name(MODINFO).ok_or("it has no .modinfo")?;
+    Ok(String::from_utf8_lossy(section.data().map_err(|e| e.to_string())?).into_owned())
 }
 
 /// A module's name as the kernel spells it: of a path or a name, with `_` for `-`.

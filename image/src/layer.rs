@@ -215,9 +215,9 @@ fn make(
     progress.stage(Stage::Kernel, package);
     let bad = |why: BadKernel| BuildError::Kernel { package: package.to_owned(), why };
     let mut kernel = find_kernel(&unpacked).map_err(bad)?;
-    let early = kernel.select(&recipe.initrd_modules, &spool).map_err(bad)?;
+    let early = kernel.select(&recipe.initrd_modules, &shelf).map_err(bad)?;
     let late: Vec<String> = recipe.root_modules.iter().chain(&recipe.keep_modules).cloned().collect();
-    let late = kernel.select(&late, &spool).map_err(bad)?;
+    let late = kernel.select(&late, &shelf).map_err(bad)?;
 
     let mut root = Building::new(loaded);
     for (locked, package) in lock.packages.iter().zip(unpacked) {
@@ -252,12 +252,13 @@ fn make(
             initramfs::modules(&kernel, &early, &root.tree).at("packing", directory.join(MODULES))?;
         write(MODULES, &modules)?;
         let (file, bytes) = initrd(&modules, frame).at("packing", directory)?;
-        write(&file, &bytes)?;
-        Ok::<_, BuildError>(elf::needs(&root.tree))
+        write(&file, &bytes)
     };
-    let needs = std::thread::scope(|scope| {
+    let mut needs = elf::needs_of_large(&root.tree).at("reading programs in", cache.directory())?;
+    std::thread::scope(|scope| {
         let beside = scope.spawn(beside);
-        pack::base(tools, &root.tree, &lock.digest(), &directory.join(BASE))?;
+        let mut look = |path: &str, bytes: &[u8]| needs.extend(elf::needs_of(path, bytes));
+        pack::base(tools, &root.tree, &lock.digest(), &directory.join(BASE), &mut look)?;
         beside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })?;
     let known = Known {

@@ -2,8 +2,10 @@
 //!
 //! mkfs.erofs goes on with a finished file system (`--incremental=data`): inodes of the upper tree are added at its end, and
 //! directories that have changed are written anew. The result is one file system, as init expects it, and what packages
-//! bring need not be compressed again when a file of the recipe changes. The upper part has no fragments: the
-//! packed inode that they share is the base's.
+//! bring need not be compressed again when a file of the recipe changes.
+//!
+//! There are no fragments (an inode that the ends of files share): one thread alone would look for them and pack them, the
+//! longest part of a build, to make an image smaller by 4 %.
 
 use std::{
     fs,
@@ -43,11 +45,18 @@ fn options(identity: &str) -> Vec<String> {
         .collect()
 }
 
-/// Packs a tree into a new file. `identity` is a hash in hex; the file system's UUID is made of it.
-pub fn base(tools: &Tools, tree: &Tree, identity: &str, file: &Path) -> Result<(), BuildError> {
+/// Packs a tree into a new file. `identity` is a hash in hex; the file system's UUID is made of it. `look` sees the path and
+/// content of each file.
+pub fn base(
+    tools: &Tools,
+    tree: &Tree,
+    identity: &str,
+    file: &Path,
+    look: &mut (dyn FnMut(&str, &[u8]) + Send),
+) -> Result<(), BuildError> {
     let mut arguments = options(identity);
-    arguments.extend(["-Efragments".to_owned(), file.display().to_string()]);
-    tools.run(MAKER, &arguments, place(file), |pipe| tree.write_tar(BufWriter::with_capacity(1 << 20, pipe)))
+    arguments.push(file.display().to_string());
+    tools.run(MAKER, &arguments, place(file), |pipe| tree.write_tar(buffered(pipe), look))
 }
 
 /// Lays what `tree` has other than `below` over a copy of the packed `below`.
@@ -62,8 +71,13 @@ pub fn over(
     let mut arguments = options(identity);
     arguments.extend(["--incremental=data".to_owned(), file.display().to_string()]);
     tools.run(MAKER, &arguments, place(file), |pipe| {
-        tree.write_tar_over(Some(below), BufWriter::with_capacity(1 << 20, pipe))
+        tree.write_tar_over(Some(below), buffered(pipe), &mut |_, _| ())
     })
+}
+
+/// Headers are gathered; contents are written as they are.
+fn buffered(pipe: &mut dyn Write) -> BufWriter<&mut dyn Write> {
+    BufWriter::with_capacity(64 << 10, pipe)
 }
 
 fn place(file: &Path) -> &Path {

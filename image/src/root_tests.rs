@@ -77,7 +77,7 @@ fn the_same_input_gives_the_same_bytes() {
         let (tree, problems) = build(&recipe);
         assert_eq!(problems, [""; 0]);
         let mut bytes = vec![];
-        tree.write_tar(&mut bytes).unwrap();
+        tree.write_tar(&mut bytes, &mut |_, _| ()).unwrap();
         bytes
     };
     assert_eq!(tar(), tar());

@@ -5,7 +5,7 @@
 //! CACHE/unpacked/FORMAT/HASH   contents one after the other; the index (JSON, zstd); its SHA-256; its length (8 bytes)
 //! ```
 //!
-//! HASH is the `.deb`'s. An index that is damaged is as absent; each content is checked against its SHA-256 when it is
+//! HASH is the `.deb`'s, or that of a packed kernel module, which lies here unpacked once an image has used it. An index that is damaged is as absent; each content is checked against its SHA-256 when it is
 //! read. Beyond [`MOST`] bytes the packages that were not used for longest go.
 
 use std::{
@@ -24,7 +24,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     contents::{Entry, Type},
-    data::Data,
+    data::{Data, LARGE, hashed},
     deb::{self, BadPackage, Unpacked},
     tree::{Kind, Node},
 };
@@ -89,11 +89,31 @@ impl Shelf {
         (package, sha256): (&str, &str),
         keep: &dyn Fn(&str) -> bool,
     ) -> Result<Unpacked, BadPackage> {
+        self.keep(sha256, |sink| {
+            let mut unpacked = deb::unpack(package_file, package, keep, sink)?;
+            unpacked.control.retain(|name, _| name != "md5sums");
+            Ok(unpacked)
+        })
+    }
+
+    /// Keeps what `unpack` makes, whose contents go into its sink.
+    pub fn keep<E: From<io::Error>>(
+        &self,
+        sha256: &str,
+        unpack: impl FnOnce(deb::Sink<'_>) -> Result<Unpacked, E>,
+    ) -> Result<Unpacked, E> {
         let mut fresh = tempfile::NamedTempFile::new_in(&self.directory)?;
         let (mut out, mut at) = (BufWriter::with_capacity(1 << 20, fresh.as_file_mut()), 0);
         let place: Arc<Path> = self.directory.join(sha256).into();
-        let mut places: Vec<(u64, usize, bool)> = vec![];
-        let mut sink = |path: &str, bytes: Vec<u8>| {
+        let mut sink = |path: &str, size: u64, from: &mut dyn Read| {
+            if size > LARGE {
+                // As it is: it can be read piece by piece from any byte on.
+                let known = hashed(size, from, |piece| out.write_all(piece))?;
+                let lies = (at, usize::try_from(size).map_err(io::Error::other)?, false);
+                at += size;
+                return Ok(Data::stored(known, place.clone(), lies));
+            }
+            let bytes = deb::whole(size, from)?;
             let known = (bytes.len() as u64, Sha256::digest(&bytes).into(), Sha1::digest(&bytes).into());
             let mut packed = vec![];
             if bytes.len() > SMALL && !PACKED.iter().any(|p| path.ends_with(p)) {
@@ -104,11 +124,9 @@ impl Shelf {
             out.write_all(bytes)?;
             let lies = (at, bytes.len(), is_packed);
             at += bytes.len() as u64;
-            places.push(lies);
             Ok(Data::stored(known, place.clone(), lies))
         };
-        let mut unpacked = deb::unpack(package_file, package, keep, &mut sink)?;
-        unpacked.control.retain(|name, _| name != "md5sums");
+        let unpacked = unpack(&mut sink)?;
         let index = Index {
             control: unpacked.control.clone(),
             nodes: unpacked

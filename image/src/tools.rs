@@ -174,7 +174,7 @@ pub(crate) fn extract(tree: &Tree, into: &Path) -> Result<(), BuildError> {
                 let mut options = fs::OpenOptions::new();
                 options.write(true).create_new(true).mode(node.mode & 0o755 | 0o600);
                 let mut file = options.open(&target).at("writing", &target)?;
-                data.bytes().and_then(|bytes| file.write_all(&bytes)).at("writing", &target)?;
+                data.copy_to(&mut file).at("writing", &target)?;
             }
         }
     }

@@ -5,6 +5,7 @@
 //! a real file system, which also merges `/bin`, `/sbin` and `/lib` into `/usr`.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     io::{self, Write},
     sync::Arc,
@@ -131,7 +132,7 @@ impl Tree {
     }
 
     /// A file's content, with links followed; `None` too when it is not at hand.
-    pub fn content(&self, path: &str) -> Option<Arc<[u8]>> {
+    pub fn content(&self, path: &str) -> Option<Cow<'_, [u8]>> {
         match &self.follow(path)?.1.kind {
             Kind::File(data) => data.bytes().ok(),
             _ => None,
@@ -205,14 +206,20 @@ impl Tree {
         done
     }
 
-    /// Writes the tree as a tar stream: sorted, all times zero.
-    pub fn write_tar(&self, out: impl Write) -> io::Result<()> {
-        self.write_tar_over(None, out)
+    /// Writes the tree as a tar stream: sorted, all times zero. `look` sees path and content of
+    /// every file on its way, those with large content apart.
+    pub fn write_tar(&self, out: impl Write, look: &mut dyn FnMut(&str, &[u8])) -> io::Result<()> {
+        self.write_tar_over(None, out, look)
     }
 
     /// Writes what this tree has other than `base`, with all directories on the way there: laid over the base, it
     /// gives this tree. Nothing of the base is missing here.
-    pub fn write_tar_over(&self, base: Option<&Tree>, out: impl Write) -> io::Result<()> {
+    pub fn write_tar_over(
+        &self,
+        base: Option<&Tree>,
+        out: impl Write,
+        look: &mut dyn FnMut(&str, &[u8]),
+    ) -> io::Result<()> {
         let changed = |path: &str, node: &Node| base.is_none_or(|b| b.nodes.get(path) != Some(node));
         let mut wanted: BTreeSet<&str> = BTreeSet::new();
         for (path, _) in self.nodes.iter().filter(|(path, node)| changed(path, node)) {
@@ -243,7 +250,13 @@ impl Tree {
                 Kind::File(data) => {
                     header.set_entry_type(tar::EntryType::Regular);
                     header.set_size(data.size);
-                    tar.append_data(&mut header, path, &data.bytes()?[..])?;
+                    if let Some(pieces) = data.pieces()? {
+                        tar.append_data(&mut header, path, pieces)?;
+                    } else {
+                        let bytes = data.bytes()?;
+                        look(path, &bytes);
+                        tar.append_data(&mut header, path, &bytes[..])?;
+                    }
                 }
                 Kind::Link(target) => {
                     header.set_entry_type(tar::EntryType::Symlink);
@@ -328,7 +341,7 @@ mod tests {
         tree.file(&long, 0o644, "far");
         let write = || {
             let mut bytes = vec![];
-            tree.write_tar(&mut bytes).unwrap();
+            tree.write_tar(&mut bytes, &mut |_, _| ()).unwrap();
             bytes
         };
         let bytes = write();
@@ -353,7 +366,7 @@ mod tests {
         tree.file("etc/b", 0o600, "b");
         tree.file("srv/deep/c", 0o644, "c");
         let mut bytes = vec![];
-        tree.write_tar_over(Some(&base), &mut bytes).unwrap();
+        tree.write_tar_over(Some(&base), &mut bytes, &mut |_, _| ()).unwrap();
         let mut archive = tar::Archive::new(&bytes[..]);
         let paths: Vec<_> =
             archive.entries().unwrap().map(|e| e.unwrap().path().unwrap().display().to_string()).collect();
