@@ -11,5 +11,6 @@ mod elsewhere;
 mod keep;
 mod lossy;
 mod proxy;
+mod push;
 mod reload;
 mod rootless;
