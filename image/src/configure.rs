@@ -343,7 +343,9 @@ fn export(isolated: &Isolated, spool: &Spool, at: &Path) -> Result<Vec<(String, 
         "--one-file-system",
         "--numeric-owner",
         "--hard-dereference",
-        "--format=gnu",
+        "--format=posix",
+        "--xattrs",
+        "--xattrs-include=security.capability",
         "--sort=name",
         "--exclude=./proc/*",
         "--exclude=./dev/*",
@@ -440,7 +442,7 @@ fn outcome(
 /// Whether two nodes are the same in all that an image keeps.
 fn alike(a: &Node, b: &Node) -> bool {
     let modes = matches!(a.kind, Kind::Link(_)) || a.mode == b.mode;
-    a.kind == b.kind && modes && (a.uid, a.gid) == (b.uid, b.gid)
+    a.kind == b.kind && modes && (a.uid, a.gid, &a.capability) == (b.uid, b.gid, &b.capability)
 }
 
 #[cfg(test)]

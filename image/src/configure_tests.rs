@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// What dpkg and these scripts call.
-const PROGRAMS: [&str; 19] = [
+const PROGRAMS: [&str; 20] = [
     "/usr/bin/dpkg",
     "/usr/bin/dpkg-deb",
     "/usr/bin/dpkg-query",
@@ -33,6 +33,7 @@ const PROGRAMS: [&str; 19] = [
     "/usr/sbin/start-stop-daemon",
     "/usr/sbin/groupadd",
     "/usr/sbin/useradd",
+    "/usr/sbin/setcap",
 ];
 
 /// Paths of the image, and of the machine.
@@ -63,6 +64,7 @@ date > /var/log/tool.log
 date > /var/cache/tool.db
 echo more >> /etc/libfoo.conf
 rm /etc/tool.gone
+setcap cap_net_bind_service,cap_net_raw=ep /usr/bin/tool
 echo tool was configured
 ";
 
@@ -103,6 +105,12 @@ fn built(world: &World) -> (Built, Inspected) {
     (built, image)
 }
 
+/// The root of these tests is a tar stream.
+fn root_has(built: &Built, text: &str) -> bool {
+    let root = fs::read(built.directory.join("root.erofs")).unwrap();
+    root.windows(text.len()).any(|w| w == text.as_bytes())
+}
+
 #[test]
 fn scripts_run_and_what_they_changed_is_in_the_image_and_told() {
     let world = world(POSTINST);
@@ -113,7 +121,13 @@ fn scripts_run_and_what_they_changed_is_in_the_image_and_told() {
     assert!(home.uid >= 100 && home.uid == home.gid, "{home:?}");
     assert_eq!(contents.get("etc/libfoo.conf").unwrap().origin, "script tool");
     assert_eq!(contents.get("etc/early").unwrap().origin, "script libfoo");
-    assert_eq!(contents.get("usr/bin/tool").unwrap().origin, "tool");
+    // VFS_CAP_REVISION_2 and "effective", the two capabilities permitted, none inheritable.
+    let tool = contents.get("usr/bin/tool").unwrap();
+    assert_eq!(
+        (tool.capability.as_str(), tool.origin.as_str()),
+        ("0100000200240000000000000000000000000000", "script tool")
+    );
+    assert!(root_has(&first, "SCHILY.xattr.security.capability="), "it is not in the root");
     for gone in
         ["etc/tool.gone", "var/log/tool.log", "var/cache/tool.db", "var/lib/dpkg", "usr/sbin/policy-rc.d"]
     {
@@ -131,7 +145,7 @@ fn scripts_run_and_what_they_changed_is_in_the_image_and_told() {
     );
     let tool = &report.ran[2];
     assert_eq!((tool.version.as_str(), &tool.removed[..]), ("2.0", &["etc/tool.gone".to_owned()][..]));
-    assert_eq!(tool.changed, ["etc/libfoo.conf", "etc/networks-here", "var/lib/svc"]);
+    assert_eq!(tool.changed, ["etc/libfoo.conf", "etc/networks-here", "usr/bin/tool", "var/lib/svc"]);
 
     // The accounts of the image are those that the script left; the network had nothing but the loopback.
     let tar = fs::read(first.directory.join("root.erofs")).unwrap();

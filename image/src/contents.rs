@@ -66,6 +66,9 @@ pub struct Entry {
     /// Target of a link.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub target: String,
+    /// A program's capabilities: see [`Node::capability`].
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub capability: String,
     /// Where it comes from: see [`Node::origin`].
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub origin: String,
@@ -88,6 +91,7 @@ impl Entry {
             sha256: String::new(),
             sha1: String::new(),
             target: String::new(),
+            capability: node.capability.as_ref().map(hex::encode).unwrap_or_default(),
             origin: node.origin.to_string(),
         };
         match &node.kind {
@@ -113,7 +117,12 @@ impl Entry {
             }
         };
         let mode = u32::from_str_radix(&self.mode, 8).ok()?;
-        Some(Node { kind, mode, uid: self.uid, gid: self.gid, origin: Arc::from(self.origin.as_str()) })
+        let capability = match self.capability.as_str() {
+            "" => None,
+            value => Some(hex::decode(value).ok()?.into()),
+        };
+        let origin = Arc::from(self.origin.as_str());
+        Some(Node { uid: self.uid, gid: self.gid, capability, origin, ..Node::made(kind, mode) })
     }
 }
 
@@ -172,7 +181,12 @@ mod tests {
         let mut tree = Tree::new();
         tree.put(
             "etc/x",
-            Node { uid: 5, origin: "bash".into(), ..Node::made(Kind::File(Data::new(*b"hi")), 0o4750) },
+            Node {
+                uid: 5,
+                origin: "bash".into(),
+                capability: Some([1, 0, 0, 2].into()),
+                ..Node::made(Kind::File(Data::new(*b"hi")), 0o4750)
+            },
         );
         let contents = Contents::of(&tree, BTreeMap::from([("bash".into(), "base.toml:4".into())]));
         let again = Contents::from_bytes(&contents.to_bytes()).unwrap();

@@ -16,7 +16,7 @@ use liblzma::stream::{IGNORE_CHECK, MtStreamBuilder, Stream};
 
 use crate::{
     data::Data,
-    tree::{Kind, Node},
+    tree::{CAPABILITY, Kind, Node},
 };
 
 /// Where contents of files go: it gets their paths and sizes, and reads their bytes.
@@ -99,6 +99,8 @@ pub fn unpack(
             control = true;
         } else if let Some(suffix) = name.strip_prefix("data.tar") {
             unpacked.nodes = read_data(decompress(&mut entry, suffix)?, package, keep, sink)?;
+            // dpkg knows no extended attributes: scripts alone set them.
+            unpacked.nodes.iter_mut().for_each(|(_, node)| node.capability = None);
             data = true;
         }
     }
@@ -210,6 +212,7 @@ pub(crate) fn read_data(
         if path.is_empty() || (!kind.is_dir() && !keep(&path)) {
             continue;
         }
+        let capability = capability_of(&mut entry)?;
         let target = entry.link_name_bytes().map(|t| String::from_utf8_lossy(&t).into_owned());
         let node_kind = if kind.is_dir() {
             Kind::Directory
@@ -235,7 +238,9 @@ pub(crate) fn read_data(
         };
         let header = entry.header();
         let number = |n: io::Result<u64>| n.map(|n| u32::try_from(n).unwrap_or(0));
+        let capability = capability.filter(|_| matches!(node_kind, Kind::File(_)));
         let node = Node {
+            capability,
             kind: node_kind,
             mode: header.mode()? & 0o7777,
             uid: number(header.uid())?,
@@ -245,6 +250,17 @@ pub(crate) fn read_data(
         nodes.push((path, node));
     }
     Ok(nodes)
+}
+
+/// A file's capabilities, where tar noted them.
+fn capability_of(entry: &mut tar::Entry<'_, impl Read>) -> io::Result<Option<Arc<[u8]>>> {
+    for attribute in entry.pax_extensions()?.into_iter().flatten() {
+        let attribute = attribute?;
+        if attribute.key_bytes() == CAPABILITY.as_bytes() {
+            return Ok(Some(attribute.value_bytes().into()));
+        }
+    }
+    Ok(None)
 }
 
 /// A path without its leading `./` and trailing `/`.

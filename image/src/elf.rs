@@ -90,6 +90,10 @@ fn needed<'d>(content: impl ReadRef<'d>) -> Option<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        data::{LARGE, Spool},
+        tree::Node,
+    };
 
     #[test]
     fn a_program_without_its_libraries_is_named() {
@@ -107,6 +111,21 @@ mod tests {
             tree.file(&format!("usr/lib/x86_64-linux-gnu/{library}"), 0o644, "");
         }
         assert_eq!(missing_libraries(&tree, &needs(&tree)), [""; 0]);
+    }
+
+    #[test]
+    fn of_large_programs_only_parts_are_read() {
+        let place = tempfile::tempdir().unwrap();
+        let spool = Spool::on_disk_of(place.path()).unwrap();
+        let mut program = std::fs::read("/proc/self/exe").unwrap();
+        program.resize(program.len().max(LARGE as usize) + 1, 0);
+        let data = spool.keep(program.len() as u64, &mut &program[..]).unwrap();
+        let mut tree = Tree::new();
+        tree.put("usr/bin/program", Node::made(Kind::File(data), 0o755));
+        tree.file("usr/bin/small", 0o755, "#!/bin/sh");
+        let found = needs_of_large(&tree).unwrap();
+        assert_eq!(found, needs(&tree));
+        assert!(found["usr/bin/program"].iter().any(|l| l == "libc.so.6"));
     }
 
     #[test]

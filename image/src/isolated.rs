@@ -14,13 +14,15 @@ use std::{
 
 use crate::error::{At, BuildError};
 
-/// What an installation needs of root's privileges: owners and modes, not devices, mounts, networks or modules.
-const PRIVILEGES: [&str; 9] = [
+/// What an installation needs of root's privileges: owners, modes and capabilities of files, not devices, mounts, networks or
+/// modules.
+const PRIVILEGES: [&str; 10] = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
     "CAP_FOWNER",
     "CAP_FSETID",
     "CAP_KILL",
+    "CAP_SETFCAP",
     "CAP_SETGID",
     "CAP_SETUID",
     "CAP_SETPCAP",

@@ -141,7 +141,7 @@ pub struct FileChange {
     pub before: Option<u64>,
     /// Bytes after; absent when it is gone.
     pub after: Option<u64>,
-    /// What of a path in both differs: kind, content, target, mode, owner.
+    /// What of a path in both differs: kind, content, target, mode, owner, capabilities.
     pub what: Vec<&'static str>,
     /// Where it comes from (the later one, if it is in both).
     pub origin: String,
@@ -245,6 +245,7 @@ pub fn file_changes(before: &Contents, after: &Contents) -> Vec<FileChange> {
                 ("target", a.target != b.target),
                 ("mode", a.mode != b.mode),
                 ("owner", (a.uid, a.gid) != (b.uid, b.gid)),
+                ("capabilities", a.capability != b.capability),
             ];
             what.extend(checks.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name));
             if what.is_empty() {

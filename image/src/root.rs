@@ -241,7 +241,10 @@ impl<'a> Building<'a> {
             let of = if origin.is_empty() { String::new() } else { format!(" of package {origin}") };
             return self.problems.push(format!("[[file]] {}: a directory{of} is there", file.dest));
         }
-        self.tree.put(path, Node { kind, mode: file.mode, uid, gid, origin: Arc::from(origin.trim_end()) });
+        self.tree.put(
+            path,
+            Node { mode: file.mode, uid, gid, origin: Arc::from(origin.trim_end()), ..Node::made(kind, 0) },
+        );
     }
 }
 

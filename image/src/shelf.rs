@@ -198,7 +198,7 @@ fn read(file: &File, path: Arc<Path>) -> Option<Unpacked> {
             Type::Link => Kind::Link(entry.target),
         };
         let mode = u32::from_str_radix(&entry.mode, 8).ok()?;
-        let node = Node { kind, mode, uid: entry.uid, gid: entry.gid, origin: origin.clone() };
+        let node = Node { uid: entry.uid, gid: entry.gid, origin: origin.clone(), ..Node::made(kind, mode) };
         unpacked.nodes.push((entry.path, node));
     }
     Some(unpacked)
@@ -214,6 +214,7 @@ mod tests {
     #[test]
     fn what_was_unpacked_comes_back() {
         let text = "many words ".repeat(1000);
+        let large = text.repeat(LARGE as usize / text.len() + 1);
         let deb = executable_package(
             &[],
             &[
@@ -222,6 +223,7 @@ mod tests {
                 ("./usr/b", Symlink, "a"),
                 ("./usr/c", Link, "./usr/a"),
                 ("./usr/d.xz", Regular, &text),
+                ("./usr/large", Regular, &large),
                 ("./usr/share/doc/x", Regular, "x"),
             ],
             &|text| text.as_bytes().to_vec(),
@@ -241,6 +243,12 @@ mod tests {
                 assert_eq!(data.bytes().unwrap()[..], *text.as_bytes(), "{path}");
             }
             assert!(file("usr/share/doc/x").is_none());
+            let Some(Node { kind: Kind::File(data), .. }) = file("usr/large") else {
+                panic!("no large file")
+            };
+            let mut copy = vec![];
+            data.copy_to(&mut copy).unwrap();
+            assert!(data.place().unwrap().is_some() && copy == large.as_bytes());
         }
     }
 
@@ -266,6 +274,15 @@ mod tests {
             fs::write(&path, &whole[..cut]).unwrap();
             assert!(shelf.get("aa").is_none());
         }
+        // Large content is checked piece by piece.
+        let large = "0".repeat(LARGE as usize + 1);
+        let deb = executable_package(&[], &[("./usr/a", Regular, &large)], &|t| t.as_bytes().to_vec());
+        let unpacked = shelf.unpack(&deb[..], ("p", "bb"), &|_| true).unwrap();
+        let Kind::File(data) = &unpacked.nodes.last().unwrap().1.kind else { panic!("no file") };
+        let file = fs::OpenOptions::new().write(true).open(place.path().join(FORMAT).join("bb")).unwrap();
+        file.write_all_at(b"1", LARGE).unwrap();
+        let error = data.copy_to(&mut io::sink()).unwrap_err().to_string();
+        assert!(error.contains("is damaged"), "{error}");
         // It is unpacked again in place of the damaged one.
         shelf.unpack(&deb[..], ("p", "aa"), &|_| true).unwrap();
         assert!(shelf.get("aa").is_some());

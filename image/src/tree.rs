@@ -35,6 +35,8 @@ pub struct Node {
     pub uid: u32,
     /// Group.
     pub gid: u32,
+    /// A program's capabilities: the value of its `security.capability` (capabilities(7)), if it has any.
+    pub capability: Option<Arc<[u8]>>,
     /// Where it comes from: a package's name, `recipe FILE:LINE`, `program NAME` with the line that names it
     /// (`program init lab.toml:7`), or empty for what the builder made.
     pub origin: Arc<str>,
@@ -45,6 +47,9 @@ pub struct Node {
 pub struct Tree {
     nodes: BTreeMap<String, Node>,
 }
+
+/// How tar spells the extended attribute with a program's capabilities.
+pub(crate) const CAPABILITY: &str = "SCHILY.xattr.security.capability";
 
 /// The directories that merged-/usr turns into links.
 const MERGED: [&str; 4] = ["bin", "sbin", "lib", "lib64"];
@@ -250,6 +255,8 @@ impl Tree {
                 Kind::File(data) => {
                     header.set_entry_type(tar::EntryType::Regular);
                     header.set_size(data.size);
+                    let attribute = node.capability.as_ref().map(|value| (CAPABILITY, &value[..]));
+                    tar.append_pax_extensions(attribute)?;
                     if let Some(pieces) = data.pieces()? {
                         tar.append_data(&mut header, path, pieces)?;
                     } else {
@@ -271,7 +278,7 @@ impl Tree {
 impl Node {
     /// A node that the builder makes, owned by root.
     pub fn made(kind: Kind, mode: u32) -> Node {
-        Node { kind, mode, uid: 0, gid: 0, origin: "".into() }
+        Node { kind, mode, uid: 0, gid: 0, capability: None, origin: "".into() }
     }
 }
 

@@ -96,7 +96,7 @@ pub const TABLES: &[Table] = &[
                 "scripts",
                 "true or false",
                 "false: no script is ever run",
-                "Maintainer scripts are run, in an isolated root without network (needs bubblewrap, and root or a range of ids in `/etc/subuid`). Debian's essential packages and what `leave_out` names are there while they run, and stay out of the image. What ran and what it changed is in `scripts.json`; that two builds are the same is then only as true as the scripts are.",
+                "Maintainer scripts are run, in an isolated root without network (needs bubblewrap, and root or Debian's uidmap with a range of ids in `/etc/subuid`). Debian's essential packages and what `leave_out` names are there while they run, and stay out of the image. What ran and what it changed is in `scripts.json`; that two builds are the same is then only as true as the scripts are.",
             ),
             key(
                 "prune",
