@@ -547,7 +547,7 @@ fn another_generation_without_firmware() {
 }
 
 /// The kernel is stopped for good (a panic that waits for ever): the board's watchdog, which PID 1 fed until then, starts the machine
-/// anew.
+/// anew, and the next boot tells the server.
 #[test]
 fn a_kernel_that_hangs_is_started_anew_by_the_watchdog() {
     let crash = "/usr/bin/busybox sleep 3; echo c > /proc/sysrq-trigger";
@@ -560,3 +560,4 @@ fn a_kernel_that_hangs_is_started_anew_by_the_watchdog() {
     assert!(serial.contains("watchdog i6300ESB timer fed"), "{serial}");
     machine.says_times(" init kernel ", 2);
 }
+    assert!(server.crash().contains("the watchdog restarted the machine"));
