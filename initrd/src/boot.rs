@@ -115,7 +115,10 @@ fn recover(
     wait: u64,
     door: Option<&mut rescue::Door>,
 ) {
-    let door = door.filter(|door| !door.is_shut());
+    let mut door = door.filter(|door| !door.is_shut());
+    if let Some(door) = &mut door {
+        door.offer();
+    }
     let last = failures >= attempts || halt.needs_reboot;
     let mut next = if halt.needs_reboot {
         format!("Failure {failures}. The machine reboots in {wait} s.")
@@ -125,7 +128,7 @@ fn recover(
         format!("Failure {failures} of {attempts}. Trying again in {wait} s.")
     };
     if door.is_some() {
-        next.push_str(" Enter asks for the password of the rescue shell.");
+        next.push_str(" Enter opens the rescue shell, for its admins.");
     }
     let node = known.answer.as_ref().map(|a| a.node.as_str());
     let mac = known.port.as_ref().or(link::ports(Path::new("/"), None).first()).map(|p| p.mac);

@@ -10,6 +10,7 @@ use toml::Spanned;
 use crate::{
     fault::{Faults, Section, Source},
     manifest::{ImageKind, LocalDisk},
+    rescue::AdminKey,
     service::{Limits, MODULES, Restart, Service},
 };
 
@@ -87,7 +88,17 @@ pub struct SecureBoot {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rescue {
     /// Hash of the password, in the form of `/etc/shadow`: yescrypt (`$y$`), SHA-512 (`$6$`) or SHA-256 (`$5$`).
-    pub password: String,
+    pub password: Option<String>,
+    /// Lines of public keys, whose owners work out a code for the machine's challenge.
+    pub keys: Vec<String>,
+}
+
+impl Rescue {
+    /// The content of [`crate::paths::RESCUE`], without its last line end.
+    pub fn lines(&self) -> String {
+        let lines: Vec<&str> = self.password.iter().chain(&self.keys).map(String::as_str).collect();
+        lines.join("\n")
+    }
 }
 
 /// One file, link or directory that a recipe adds.
@@ -285,9 +296,7 @@ fn read(source: &Source<'_>) -> Recipe {
         initrd_modules.extend(DISK_MODULES.map(str::to_owned));
     }
     let rescue = root.section("rescue").and_then(|section| {
-        let password =
-            section.required("password", "the password's hash, as `mkpasswd -m yescrypt` prints it");
-        let password = password.and_then(|p| {
+        let password = section.string("password").and_then(|p| {
             if is_password_hash(p.get_ref()) {
                 return Some((*p.get_ref()).to_owned());
             }
@@ -299,8 +308,13 @@ fn read(source: &Source<'_>) -> Recipe {
             );
             None
         });
+        let is_key = |line: &str| !line.contains(char::is_control) && line.parse::<AdminKey>().is_ok();
+        let keys = all(source, section.strings("keys"), "a public key (ssh-ed25519 AAAA...)", is_key);
+        if section.string("password").is_none() && section.strings("keys").is_empty() {
+            section.missing("keys", "lines of id_ed25519.pub; or give `password`, a hash");
+        }
         section.close();
-        password.map(|password| Rescue { password })
+        (password.is_some() || !keys.is_empty()).then_some(Rescue { password, keys })
     });
     let recipe = Recipe {
         name,
