@@ -36,8 +36,9 @@ fn default_key() -> Option<PathBuf> {
 fn secret(path: &Path, passphrase: impl FnOnce(&Path) -> Result<String>) -> Result<[u8; 32]> {
     let shown = path.display();
     let text = std::fs::read_to_string(path).with_context(|| format!("reading {shown}"))?;
-    let key = PrivateKey::from_openssh(&text)
-        .with_context(|| format!("reading {shown}: it is no private key as ssh-keygen writes it"))?;
+    let key = PrivateKey::from_openssh(&text).with_context(|| {
+        format!("reading {shown}: it is no private key as `ssh-keygen -t ed25519` writes it")
+    })?;
     let key = if key.is_encrypted() {
         key.decrypt(passphrase(path)?)
             .with_context(|| format!("opening {shown}: the passphrase is wrong, or the file is damaged"))?
@@ -99,8 +100,8 @@ mod tests {
         assert!(opens(SEALED, SEALED_LINE, "open sesame").unwrap());
         assert!(!opens(PLAIN, SEALED_LINE, "").unwrap(), "another key's code");
         assert!(said(opens(SEALED, SEALED_LINE, "wrong").unwrap_err()).contains("passphrase is wrong"));
-        assert!(said(opens("rubbish", PLAIN_LINE, "").unwrap_err()).contains("no private key"));
-        assert!(said(opens(ECDSA, PLAIN_LINE, "").unwrap_err()).contains("takes Ed25519 keys"));
+        assert!(said(opens("rubbish", PLAIN_LINE, "").unwrap_err()).contains("ssh-keygen -t ed25519"));
+        assert!(said(opens(ECDSA, PLAIN_LINE, "").unwrap_err()).contains("ssh-keygen -t ed25519"));
     }
 
     const PLAIN: &str = "-----BEGIN OPENSSH PRIVATE KEY-----\n\
