@@ -287,12 +287,22 @@ pub enum Node {
         /// Node name.
         node: String,
         /// Start the kernel of its generation directly, without the firmware: saves the time that it needs, and nothing else. If the
-        /// kernel can't be loaded, the node tries again for as long as it is asked to.
+        /// kernel can't be loaded, the node goes through the firmware.
         #[arg(long)]
         kexec: bool,
         /// Server.
         #[command(flatten)]
         server: Server,
+    },
+    /// Work out the code that opens the rescue shell of a machine whose boot has failed. Asks no server. Only for a machine in front of which
+    /// you, or somebody you trust, stand.
+    Rescue {
+        /// The challenge that the machine shows; its serial line and the boot's log at the server have it, too.
+        #[arg(required = true, num_args = 1..)]
+        challenge: Vec<String>,
+        /// Private key in OpenSSH's form, whose public half the recipe names ([rescue] keys) [default: ~/.ssh/id_ed25519].
+        #[arg(long)]
+        key: Option<PathBuf>,
     },
 }
 

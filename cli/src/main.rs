@@ -8,6 +8,7 @@ mod image;
 mod lab;
 mod node;
 mod receive;
+mod rescue;
 mod serve;
 mod site;
 mod table;

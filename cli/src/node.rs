@@ -86,6 +86,7 @@ pub fn run(command: Node, json: bool) -> Result<()> {
             let request = RebootRequest { cause: "asked on the command line".into(), kexec };
             done(ask(&server, |c| c.ask(&node, "reboot", &request))?, json)?;
         }
+        Node::Rescue { challenge, key } => return crate::rescue::code(&challenge.concat(), key, json),
     }
     Ok(())
 }

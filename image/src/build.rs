@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use labshift_model::{
     manifest::{self, FileEntry, ImageKind, Manifest, SCHEMA},
     paths,
-    recipe::Content,
+    recipe::{Content, Rescue},
 };
 use sha2::{Digest, Sha256};
 
@@ -189,7 +189,7 @@ impl Job {
             images: manifest::public(&key),
             servers: store.servers()?.join("\n"),
             minimum: loaded.recipe.minimum.map(|t| t.to_string()),
-            rescue: loaded.recipe.rescue.as_ref().map(|r| r.password.clone()),
+            rescue: loaded.recipe.rescue.as_ref().map(Rescue::lines),
         };
         let now = options.sources.now;
         let cache = choose::open_cache(&options.sources)?;

@@ -43,7 +43,7 @@ pub struct Trust {
     pub servers: String,
     /// Manifests that were signed before this time are refused.
     pub minimum: Option<String>,
-    /// Hash of the password that opens the rescue shell.
+    /// Who may open the rescue shell, a line each.
     pub rescue: Option<String>,
 }
 

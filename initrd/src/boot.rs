@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::{Arc, atomic::AtomicUsize},
+    sync::{Arc, Once, atomic::AtomicUsize},
     time::{Duration, Instant},
 };
 
@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use labshift_model::{
     boot::{BootAnswer, Stage},
     boot_order::BootOrder,
-    manifest::{Manifest, short},
+    manifest::{LocalDisk, Manifest, short},
     paths,
 };
 use ureq::Agent;
@@ -20,27 +20,20 @@ use crate::{
     adoption,
     blocks::{Blocks, Policy},
     cmdline::{Cmdline, DiskRoot, RootSource},
-    crash,
-    dhcp::Lease,
-    disk,
+    crash, disk,
     failure::{Code, Halt, backoff_seconds},
     fetch::{self, FetchError, Source},
     handover::{self, Handover},
     journal::JOURNAL,
-    lease,
     link::{self, Port},
     modules::Loader,
     mount::{self, Upper},
-    nbd, netlink, rescue,
+    nbd, network, rescue,
     server::{self, Asked, Trust},
     sys,
     verity::Shape,
 };
 
-/// How long a cable may take to come up.
-const LINK_PATIENCE: Duration = Duration::from_secs(30);
-/// How long DHCP is asked: longer than a switch port with spanning tree stays deaf.
-const ADDRESS_PATIENCE: Duration = Duration::from_secs(75);
 /// Memory that must be left beside the root, in bytes.
 const SPARE_MEMORY: u64 = 192 << 20;
 /// Threads that fetch in the recorded order: while one checks what has come, the other waits for the server.
@@ -122,7 +115,10 @@ fn recover(
     wait: u64,
     door: Option<&mut rescue::Door>,
 ) {
-    let door = door.filter(|door| !door.is_shut());
+    let mut door = door.filter(|door| !door.is_shut());
+    if let Some(door) = &mut door {
+        door.offer();
+    }
     let last = failures >= attempts || halt.needs_reboot;
     let mut next = if halt.needs_reboot {
         format!("Failure {failures}. The machine reboots in {wait} s.")
@@ -132,7 +128,7 @@ fn recover(
         format!("Failure {failures} of {attempts}. Trying again in {wait} s.")
     };
     if door.is_some() {
-        next.push_str(" Enter asks for the password of the rescue shell.");
+        next.push_str(" Enter opens the rescue shell, for its admins.");
     }
     let node = known.answer.as_ref().map(|a| a.node.as_str());
     let mac = known.port.as_ref().or(link::ports(Path::new("/"), None).first()).map(|p| p.mac);
@@ -159,7 +155,7 @@ fn attempt(cmdline: &Cmdline, release: &str, agent: &Agent, known: &mut Known) -
     let mut loader = load_modules(release)?;
     match &cmdline.root {
         RootSource::Network => from_network(cmdline, release, agent, known, &mut loader),
-        RootSource::Disk(disk) => from_disk(cmdline, disk, known, &mut loader),
+        RootSource::Disk(disk) => from_disk(cmdline, disk, &mut loader),
     }
 }
 
@@ -195,16 +191,18 @@ fn from_network(
     known: &mut Known,
     loader: &mut Loader,
 ) -> Result<Handover, Halt> {
-    let ports = raise_ports(cmdline)?;
+    let ports = network::raise(cmdline)?;
     // The cable needs its time; the file system modules load meanwhile.
     load_root_modules(loader, &["loop"])?;
-    wait_for_link(&ports)?;
+    network::wait_for_link(&ports)?;
     let trust = Trust::read(Path::new("/"));
     let mut was_unknown = false;
     let (port, lease, server, answer) = loop {
-        let (port, lease) = get_address(&ports, cmdline, known)?;
-        let server = known.server.clone().ok_or_else(|| no_server(&lease))?;
-        match ask_servers(agent, server, cmdline, &port, &trust)? {
+        let (port, lease) = network::get_address(&ports, cmdline)?;
+        known.port = Some(port.clone());
+        known.server = network::server(cmdline, &lease).map(str::to_owned);
+        let server = known.server.clone().ok_or_else(|| network::no_server(&lease))?;
+        match network::ask_servers(agent, server, cmdline, &port, &trust)? {
             (server, Asked::Answer(answer)) => break (port, lease, server, *answer),
             (server, Asked::Unknown(sentence)) => {
                 adoption::wait(agent, (&server, &trust), &port, &lease, &sentence);
@@ -258,111 +256,6 @@ fn from_network(
         agent.clone(),
     );
     Ok(Handover { blocks, ..handover })
-}
-
-fn no_server(lease: &Lease) -> Halt {
-    let sentence = format!(
-        "the DHCP server {} names no labshift server (option 67) and the command line has no labshift.server=",
-        lease.server
-    );
-    Halt::new(Stage::Address, Code::NoServer, sentence)
-}
-
-/// Asks the server, and then the further ones: the first that answers decides. What the first one said counts when none does.
-fn ask_servers(
-    agent: &Agent,
-    server: String,
-    cmdline: &Cmdline,
-    port: &Port,
-    trust: &Trust,
-) -> Result<(String, Asked), Halt> {
-    let first = match server::ask(agent, &server, port.mac, trust) {
-        Ok(answer) => return Ok((server, answer)),
-        Err(halt) if halt.code != Code::NoServer || cmdline.mirrors.is_empty() => return Err(halt),
-        Err(halt) => halt,
-    };
-    for next in &cmdline.mirrors {
-        JOURNAL.say("manifest", &format!("{}; asking {next}", first.sentence));
-        match server::ask(agent, next, port.mac, trust) {
-            Ok(answer) => return Ok((next.clone(), answer)),
-            Err(why) => JOURNAL.say("manifest", &why.to_string()),
-        }
-    }
-    Err(first)
-}
-
-/// Finds the ports and sets them all up.
-fn raise_ports(cmdline: &Cmdline) -> Result<Vec<Port>, Halt> {
-    let halt = |sentence: String| Halt::new(Stage::Link, Code::NoLink, sentence);
-    let begin = Instant::now();
-    let ports = loop {
-        let ports = link::ports(Path::new("/"), cmdline.port);
-        if !ports.is_empty() {
-            break ports;
-        }
-        if begin.elapsed() > Duration::from_secs(10) {
-            return Err(halt("this machine has no network port that a driver of the image knows".to_owned()));
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    };
-    // Port 1 is the loopback.
-    let indexes: Vec<u32> = [1].into_iter().chain(ports.iter().map(|p| p.index)).collect();
-    netlink::set_up(&indexes).map_err(|e| halt(format!("{e:#}")))?;
-    Ok(ports)
-}
-
-fn wait_for_link(ports: &[Port]) -> Result<(), Halt> {
-    let sysroot = Path::new("/");
-    let begin = Instant::now();
-    loop {
-        if let Some(port) = ports.iter().find(|p| link::has_link(sysroot, &p.name)) {
-            let speed = link::speed(sysroot, &port.name).map(|s| format!(" at {s}")).unwrap_or_default();
-            JOURNAL.reached(Stage::Link, &format!("{} {} ({}) up{speed}", port.name, port.mac, port.driver));
-            return Ok(());
-        }
-        if begin.elapsed() > LINK_PATIENCE {
-            let names: Vec<_> =
-                ports.iter().map(|p| format!("{} {} ({})", p.name, p.mac, p.driver)).collect();
-            let sentence = format!("no port has a link: {}", names.join(", "));
-            return Err(Halt::new(Stage::Link, Code::NoLink, sentence));
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-fn get_address(ports: &[Port], cmdline: &Cmdline, known: &mut Known) -> Result<(Port, Lease), Halt> {
-    let halt = |sentence: String| Halt::new(Stage::Address, Code::NoAddress, sentence);
-    let sysroot = Path::new("/");
-    let found = lease::acquire(
-        ports,
-        ADDRESS_PATIENCE,
-        |port| link::has_link(sysroot, &port.name),
-        |port, what| JOURNAL.say("address", &format!("{}: {what}", port.name)),
-    );
-    let (port, lease) = match found {
-        Ok(Some((port, lease))) => (port.clone(), lease),
-        Ok(None) => {
-            return Err(halt(format!("no DHCP server answered in {} s", ADDRESS_PATIENCE.as_secs())));
-        }
-        Err(why) => return Err(halt(format!("{why:#}"))),
-    };
-    netlink::flush(port.index)
-        .and_then(|()| netlink::configure(port.index, lease.address, lease.prefix, lease.gateway))
-        .map_err(|why| halt(format!("{why:#}")))?;
-    known.port = Some(port.clone());
-    known.server = cmdline.server.clone().or(lease.boot_server.clone());
-    JOURNAL.reached(
-        Stage::Address,
-        &format!(
-            "{}/{} on {} from {}, server {}",
-            lease.address,
-            lease.prefix,
-            port.name,
-            lease.server,
-            known.server.as_deref().unwrap_or("unknown")
-        ),
-    );
-    Ok((port, lease))
 }
 
 fn set_clock(answer: &BootAnswer) {
@@ -452,17 +345,26 @@ fn local_disk(
         }
         return (without, None);
     };
-    // It answers some time after its driver; a network boot has given it that time already.
-    let found = match disk::find(Path::new("/"), rule) {
+    let crypt = loader.load("dm_crypt");
+    if let Err(why) = &crypt {
+        JOURNAL.say("disk", &why.to_string());
+    }
+    let root = Path::new("/");
+    let patience = if policy == Policy::Disk { disk::CACHE_PATIENCE } else { Duration::ZERO };
+    let found = match disk::wait_for(root, rule, patience, || drop(loader.coldplug(root))) {
         Ok(found) => found,
+        Err(why @ disk::NoDisk::None(_)) => {
+            if policy == Policy::Disk {
+                JOURNAL.say("disk", &format!("{why}; the root comes into memory"));
+            }
+            swap_late(rule);
+            return (without, None);
+        }
         Err(why) => {
             JOURNAL.say("disk", &format!("{why}; the root comes into memory"));
             return (without, None);
         }
     };
-    if let Err(why) = loader.load("dm_crypt") {
-        JOURNAL.say("disk", &why.to_string());
-    }
     if policy != Policy::Disk {
         return (policy, Some((None, found)));
     }
@@ -478,6 +380,18 @@ fn local_disk(
             (without, None)
         }
     }
+}
+
+/// Swaps to a disk that comes when the boot has gone on without it.
+fn swap_late(rule: &LocalDisk) {
+    static ONCE: Once = Once::new();
+    let rule = rule.clone();
+    ONCE.call_once(|| {
+        std::thread::spawn(move || match disk::wait_for(Path::new("/"), &rule, disk::SWAP_PATIENCE, || ()) {
+            Ok(found) => swap(Some(&found), None),
+            Err(why) => JOURNAL.say("disk", &format!("{why}; there is no swap")),
+        });
+    });
 }
 
 /// Swaps to what the cache leaves of the local disk. Without it there is less to work in, and the boot goes on.
@@ -529,12 +443,7 @@ fn mount_as_it_comes(
     }
 }
 
-fn from_disk(
-    cmdline: &Cmdline,
-    disk: &DiskRoot,
-    known: &mut Known,
-    loader: &mut Loader,
-) -> Result<Handover, Halt> {
+fn from_disk(cmdline: &Cmdline, disk: &DiskRoot, loader: &mut Loader) -> Result<Handover, Halt> {
     load_root_modules(loader, &["virtio_blk"])?;
     let _ = loader.load("ext4");
     let halt = |code, sentence: String| Halt::new(Stage::RootMounted, code, sentence);
@@ -558,18 +467,10 @@ fn from_disk(
         },
     );
     // A guest without a network still runs: it says so and goes on.
-    let network = guest_network(cmdline, known);
+    let network = network::of_guest(cmdline);
     enter_root()?;
     handover::for_guest(cmdline, network)
         .map_err(|why| Halt::new(Stage::Services, Code::Services, format!("{why:#}")))
-}
-
-fn guest_network(cmdline: &Cmdline, known: &mut Known) -> Option<(Port, Lease)> {
-    let found = raise_ports(cmdline).and_then(|ports| {
-        wait_for_link(&ports)?;
-        get_address(&ports, cmdline, known)
-    });
-    found.map_err(|why| JOURNAL.say("network", &format!("goes on without: {why}"))).ok()
 }
 
 fn wait_for_device(path: &str) -> Option<PathBuf> {

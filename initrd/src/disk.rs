@@ -8,6 +8,9 @@
 //! The cache outlives the boot and holds nothing but public blocks of the image, in clear: it is as little believed as the network, and every
 //! block that comes from it is verified before it is used. What a program writes reaches the disk as swap only, under a random key that no
 //! one has but the kernel: it dies with the boot.
+//!
+//! A disk answers some time after its driver: one that spins up, or hangs on USB, may be seconds late. A boot that wants its blocks waits for it,
+//! for a time that it says; swap comes whenever the disk does.
 
 use std::{
     collections::HashSet,
@@ -19,13 +22,16 @@ use std::{
         Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use labshift_model::manifest::LocalDisk;
 
 use crate::{
     blocks::CHUNK,
-    hardware, sys,
+    hardware,
+    journal::JOURNAL,
+    sys,
     verity::{BLOCK, Shape},
 };
 
@@ -37,6 +43,12 @@ const LEAST_SWAP: u64 = 64 << 20;
 const MAPPING: &str = "labshift-swap";
 /// Bytes of a page.
 const PAGE: usize = 4096;
+/// How long a boot waits for a disk whose blocks it wants.
+pub const CACHE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a disk for swap is looked for while the boot goes on.
+pub const SWAP_PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// Why the disk is not used. The boot goes on without.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +76,31 @@ pub struct Found {
     path: PathBuf,
     /// Bytes.
     size: u64,
+}
+
+/// Finds the one that the recipe means, when it comes within this time. `look` is called between two looks: a disk that comes late may want
+/// its driver first.
+pub fn wait_for(
+    sysroot: &Path,
+    rule: &LocalDisk,
+    patience: Duration,
+    mut look: impl FnMut(),
+) -> Result<Found, NoDisk> {
+    let begin = Instant::now();
+    let mut told = false;
+    loop {
+        match find(sysroot, rule) {
+            Err(NoDisk::None(meant)) if begin.elapsed() < patience => {
+                if !std::mem::replace(&mut told, true) {
+                    let seconds = patience.as_secs();
+                    JOURNAL.say("disk", &format!("no disk is {meant}; looking on for up to {seconds} s"));
+                }
+                look();
+                std::thread::sleep(LOOK);
+            }
+            found => return found,
+        }
+    }
 }
 
 /// Finds the one that the recipe means.
@@ -98,11 +135,19 @@ pub fn find(sysroot: &Path, rule: &LocalDisk) -> Result<Found, NoDisk> {
         .flatten()
         .flatten()
         .any(|part| part.path().join("partition").exists());
-    if is_disk && has_parts {
+    // A disk that has just come is there a moment before its partitions are.
+    if is_disk && (has_parts || has_partition_table(&path)) {
         return Err(NoDisk::Partitions(path));
     }
     let sectors = fs::read_to_string(device.join("size")).ok().and_then(|t| t.trim().parse::<u64>().ok());
     Ok(Found { path, size: sectors.unwrap_or_default().saturating_mul(512) })
+}
+
+/// An MBR, which every GPT has, too.
+fn has_partition_table(disk: &Path) -> bool {
+    let mut sector = [0; 512];
+    let read = File::open(disk).and_then(|disk| disk.read_exact_at(&mut sector, 0));
+    read.is_ok() && sector.ends_with(&[0x55, 0xaa])
 }
 
 /// Bytes of a cache for this root, header and tree included; whole chunks.
@@ -242,7 +287,7 @@ impl Cache {
         }
         let Err(why) = act(&self.file) else { return true };
         if !self.broken.swap(true, Ordering::Relaxed) {
-            crate::journal::JOURNAL.say("disk", &format!("the cache fails, and is used no more: {why}"));
+            JOURNAL.say("disk", &format!("the cache fails, and is used no more: {why}"));
         }
         false
     }
@@ -294,6 +339,33 @@ mod tests {
             said(rule(Some("labshif"), None)).contains("no disk of this machine is partition \"labshif\"")
         );
         assert!(said(rule(None, None)).contains("no disk"));
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_disk_that_comes_late_is_waited_for_and_its_partitions_too() {
+        let dir = sysroot("late", &[("loop0/size", "8\n")]);
+        let meant = rule(None, Some("LATE"));
+        // It comes while it is looked for, and brings its driver's work with it.
+        let mut looks = 0;
+        let found = wait_for(&dir, &meant, Duration::from_secs(900), || {
+            looks += 1;
+            if looks == 2 {
+                sysroot("late", &[("sda/size", "2048\n"), ("sda/device/serial", "LATE\n")]);
+            }
+        });
+        assert_eq!((looks, found.unwrap().size), (2, 1 << 20));
+        // Its partitions are on it before the kernel shows them.
+        let mut sector = vec![0; 512];
+        sector[510..].copy_from_slice(&[0x55, 0xaa]);
+        fs::create_dir_all(dir.join("dev")).unwrap();
+        fs::write(dir.join("dev/sda"), &sector).unwrap();
+        assert!(matches!(find(&dir, &meant), Err(NoDisk::Partitions(_))));
+        sector[511] = 0;
+        fs::write(dir.join("dev/sda"), &sector).unwrap();
+        assert!(find(&dir, &meant).is_ok());
+        let none = wait_for(&dir, &rule(None, Some("NEVER")), Duration::ZERO, || panic!("no time for that"));
+        assert!(matches!(none, Err(NoDisk::None(_))));
         fs::remove_dir_all(dir).unwrap();
     }
 

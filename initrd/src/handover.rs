@@ -121,6 +121,7 @@ pub fn for_node(
             .filter(|k| !k.is_empty())
             .map(str::to_owned)
             .collect(),
+        minimum: trust.minimum,
         clock_offset_ms: sys::realtime_ms() - sys::boottime_ms() as i64,
         stages: JOURNAL.stages(),
         ports: manifest.ports.clone(),
@@ -248,6 +249,8 @@ pub fn load_modules(release: &str, named: &[String]) -> Option<Loader> {
         JOURNAL.say("modules", &format!("from the root: {}", loaded.join(" ")));
     }
     open_devices();
+    // The other device nodes bring their modules with them, when a guest wants one.
+    say_failure("device nodes", loader.make_nodes(Path::new("/dev")).context("making them"));
     Some(loader)
 }
 

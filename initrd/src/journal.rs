@@ -157,9 +157,9 @@ impl Journal {
         inner.unsent_lines = inner.unsent_lines.saturating_sub(mark.lines);
     }
 
-    /// The next report tells how the last run ended.
+    /// The next report tells how the last run ended. What is known already, the kernel's own words, says more than what comes later.
     pub fn crashed(&self, reason: String) {
-        self.lock().crash = Some(reason);
+        self.lock().crash.get_or_insert(reason);
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

@@ -14,6 +14,7 @@
 //! | [`failure`], [`page`], [`screen`] | what went wrong; how it is shown; on which screen |
 //! | [`modules`], [`hotplug`] | kernel modules; devices that come later |
 //! | [`link`], [`netlink`] | ports, their addresses |
+//! | [`network`] | the boot's steps to the server |
 //! | [`dhcp`], [`lease`] | the client's decisions; its sockets and clocks |
 //! | [`server`], [`fetch`], [`verity`] | the boot answer, the root, its hash tree |
 //! | [`rescue`] | a shell for whoever knows the password, when the boot has failed |
@@ -54,6 +55,7 @@ pub mod modules;
 pub mod mount;
 pub mod nbd;
 pub mod netlink;
+pub mod network;
 pub mod order;
 pub mod page;
 pub mod plan;

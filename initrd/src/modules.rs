@@ -14,6 +14,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::{
+    errno::Errno,
+    sys::stat::{Mode, SFlag, makedev, mknod},
+};
+
 use crate::sys;
 
 /// What depmod knows of one kernel's modules.
@@ -26,6 +31,18 @@ pub struct Index {
     /// Other patterns, by their bus: the text before the first `:`. Those that leave the bus open (`acpi*:`) are under the empty
     /// one.
     patterns: HashMap<String, Vec<(String, String)>>,
+    nodes: Vec<Node>,
+}
+
+/// A device node whose module the kernel asks for when it is opened (`devname:` and `char-major-` aliases, modules.devname(5)).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Below `/dev`.
+    pub path: String,
+    /// Device number.
+    pub major: u64,
+    /// Device number.
+    pub minor: u64,
 }
 
 impl Index {
@@ -67,6 +84,30 @@ impl Index {
                 }
             }
         }
+    }
+
+    /// Nodes of character devices that bring their module when they are opened.
+    fn read_nodes(&mut self, alias: &str) {
+        let aliases = || {
+            alias.lines().filter_map(|line| {
+                let mut words = line.strip_prefix("alias ")?.split_whitespace();
+                Some((words.next()?, words.next()?))
+            })
+        };
+        let numbers: HashMap<&str, (u64, u64)> = aliases()
+            .filter_map(|(alias, module)| {
+                let (major, minor) = alias.strip_prefix("char-major-")?.split_once('-')?;
+                Some((module, (major.parse().ok()?, minor.parse().ok()?)))
+            })
+            .collect();
+        self.nodes = aliases()
+            .filter_map(|(alias, module)| {
+                let path = alias.strip_prefix("devname:")?;
+                let (major, minor) = *numbers.get(module)?;
+                let is_below = path.split('/').all(|part| !part.is_empty() && part != "..");
+                is_below.then(|| Node { path: path.to_owned(), major, minor })
+            })
+            .collect();
     }
 
     /// Modules that a device's modalias, or the kernel's request by alias or name, asks for.
@@ -261,11 +302,33 @@ impl Loader {
         Ok(any)
     }
 
+    /// Makes the nodes of devices whose modules are there and not loaded: whoever opens one gets its module. Only root may.
+    pub fn make_nodes(&mut self, dev: &Path) -> std::io::Result<()> {
+        self.index();
+        for node in &self.index.nodes {
+            let path = dev.join(&node.path);
+            if let Some(directory) = path.parent() {
+                fs::create_dir_all(directory)?;
+            }
+            match mknod(
+                &path,
+                SFlag::S_IFCHR,
+                Mode::from_bits_truncate(0o600),
+                makedev(node.major, node.minor),
+            ) {
+                Ok(()) | Err(Errno::EEXIST) => {}
+                Err(why) => return Err(why.into()),
+            }
+        }
+        Ok(())
+    }
+
     /// What the index knows, aliases included.
     pub fn index(&mut self) -> &Index {
         if !self.has_aliases {
-            self.index
-                .add_aliases(&fs::read_to_string(self.directory.join("modules.alias")).unwrap_or_default());
+            let text = fs::read_to_string(self.directory.join("modules.alias")).unwrap_or_default();
+            self.index.add_aliases(&text);
+            self.index.read_nodes(&text);
             self.has_aliases = true;
         }
         &self.index
@@ -312,6 +375,17 @@ pub fn modaliases(sysroot: &Path) -> BTreeSet<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nodes_are_known_by_name_and_number() {
+        let alias = "alias char-major-10-200 tun\nalias devname:net/tun tun\nalias devname:vhost-net vhost_net\n\
+            alias char-major-10-238 vhost_net\nalias devname:loop-control loop\nalias block-major-7-* loop\n\
+            alias devname:../etc/x evil\nalias char-major-1-1 evil\nalias char-major-180-* usbcore\n";
+        let mut index = Index::default();
+        index.read_nodes(alias);
+        let node = |path: &str, minor| Node { path: path.into(), major: 10, minor };
+        assert_eq!(index.nodes, [node("net/tun", 200), node("vhost-net", 238)]);
+    }
 
     const DEP: &str = "kernel/drivers/net/virtio_net.ko: kernel/net/core/failover.ko kernel/drivers/net/net_failover.ko\n\
         kernel/drivers/net/net_failover.ko: kernel/net/core/failover.ko\n\

@@ -1,11 +1,14 @@
 //! The rescue shell of a boot that has failed: offered on every console while the next attempt is waited for, when the recipe has
-//! `[rescue]`. Without that table the initramfs holds neither password hash nor shell, and nobody is asked.
+//! `[rescue]`. Without that table the initramfs holds neither keys nor password hash nor shell, and nobody is asked.
 //!
 //! ```text
-//! counting down ── Enter ──> asking ── right password ──> shell, until it ends ──> next attempt
+//! counting down ── Enter ──> asking ── right code or password ──> shell, until it ends ──> next attempt
 //!       ^                     │  ^ │
 //!       └── nobody types ─────┘  └─┘ wrong: a pause that doubles; after the last try the door stays shut until the machine restarts
 //! ```
+//!
+//! Where the recipe names admins' keys, a challenge is shown, and its code opens: [`labshift_model::rescue`]. The challenge is in the log, too,
+//! and so at the server, if it can be reached. A code opens once: then there is another challenge.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -16,7 +19,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use labshift_model::paths;
+use labshift_model::{
+    paths,
+    rescue::{AdminKey, Question, is_code},
+};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
@@ -31,23 +37,29 @@ use yescrypt::{PasswordVerifier, Yescrypt};
 
 use crate::{console, journal::JOURNAL, sys};
 
-/// Wrong passwords before the door stays shut.
+/// Wrong codes and passwords before the door stays shut.
 const TRIES: u32 = 5;
-/// The pause after the first wrong password.
+/// The pause after the first wrong one.
 const PAUSE: Duration = Duration::from_secs(2);
 /// How long somebody may take to type the password.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long somebody may take to carry the challenge to a PC, and the code back.
+const CODE_PATIENCE: Duration = Duration::from_secs(600);
 
 /// Who may come in, and how often it was tried.
 #[derive(Debug)]
 pub struct Door {
-    hash: String,
+    /// Hash of a password.
+    hash: Option<String>,
+    keys: Vec<AdminKey>,
+    /// What the owners of the keys are asked.
+    question: Option<Question>,
     shell: PathBuf,
     wrong: u32,
     pause: Duration,
 }
 
-/// What a password brought.
+/// What a code or password brought.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
     /// It is right.
@@ -61,22 +73,76 @@ pub enum Answer {
 impl Door {
     /// The door of this initramfs, if its recipe has one.
     pub fn read(sysroot: &Path) -> Option<Door> {
-        let hash = fs::read_to_string(sysroot.join(&paths::RESCUE[1..])).ok()?.trim().to_owned();
+        let text = fs::read_to_string(sysroot.join(&paths::RESCUE[1..])).ok()?;
         let shell = sysroot.join(&paths::RESCUE_SHELL[1..]);
-        (!hash.is_empty() && shell.exists()).then_some(Door { hash, shell, wrong: 0, pause: PAUSE })
+        let lines = || text.lines().map(str::trim).filter(|line| !line.is_empty());
+        let keys: Vec<AdminKey> = lines().filter_map(|line| line.parse().ok()).collect();
+        let hash = lines().find(|line| line.starts_with('$')).map(str::to_owned);
+        if (hash.is_none() && keys.is_empty()) || !shell.exists() {
+            return None;
+        }
+        Some(Door { hash, keys, question: None, shell, wrong: 0, pause: PAUSE })
     }
 
-    /// Too many wrong passwords: it opens no more.
+    /// From now on there is a challenge, if there are keys. In time for the report of the failure.
+    pub fn offer(&mut self) {
+        if self.question.is_none() {
+            self.ask_anew();
+        }
+    }
+
+    /// A challenge that nobody has seen. Without good random numbers there is none, and no code opens.
+    fn ask_anew(&mut self) {
+        self.question = None;
+        if self.keys.is_empty() {
+            return;
+        }
+        let mut random = [0; 32];
+        match File::open("/dev/random").and_then(|mut source| source.read_exact(&mut random)) {
+            Ok(()) => {
+                let question = Question::new(&random);
+                JOURNAL.say("rescue", &format!("challenge {}", question.challenge()));
+                self.question = Some(question);
+            }
+            Err(why) => JOURNAL.say("rescue", &format!("no challenge: {why}")),
+        }
+    }
+
+    /// How long somebody may take to type.
+    fn patience(&self) -> Duration {
+        if self.question.is_some() { CODE_PATIENCE } else { PATIENCE }
+    }
+
+    /// What is said to whoever wants to come in.
+    fn prompt(&self) -> String {
+        let password = if self.hash.is_some() { "Password of the rescue shell: " } else { "" };
+        match &self.question {
+            None => format!("\r\n{password}"),
+            Some(question) => {
+                let challenge = question.challenge();
+                let what = if password.is_empty() { "Code" } else { "Code or password" };
+                format!("\r\nOn your PC: labshift node rescue {challenge}\r\n{what} of the rescue shell: ")
+            }
+        }
+    }
+
+    /// Too many wrong ones: it opens no more.
     pub fn is_shut(&self) -> bool {
         self.wrong >= TRIES
     }
 
-    /// Tries a password.
-    pub fn knock(&mut self, password: &str) -> Answer {
+    /// Tries a code or password.
+    pub fn knock(&mut self, typed: &str) -> Answer {
         if self.is_shut() {
             return Answer::Shut;
         }
-        if is_right(&self.hash, password) {
+        let fits = |question: &Question| self.keys.iter().any(|key| is_code(typed, &question.code(key)));
+        if self.question.as_ref().is_some_and(fits) {
+            self.wrong = 0;
+            self.ask_anew();
+            return Answer::Open;
+        }
+        if self.hash.as_ref().is_some_and(|hash| is_right(hash, typed)) {
             self.wrong = 0;
             return Answer::Open;
         }
@@ -94,7 +160,7 @@ fn is_right(hash: &str, password: &str) -> bool {
     }
 }
 
-/// Waits for the next attempt, and lets in whoever knows the password. `opened` is called when somebody came in.
+/// Waits for the next attempt, and lets in whoever has the code or the password. `opened` is called when somebody came in.
 pub fn wait(door: &mut Door, sysroot: &Path, time: Duration, opened: impl Fn()) {
     let mut until = Instant::now() + time;
     let mut terminals: Vec<Terminal> =
@@ -108,13 +174,13 @@ pub fn wait(door: &mut Door, sysroot: &Path, time: Duration, opened: impl Fn()) 
         }
         let Some((at, line)) = next_line(&mut terminals, left) else { continue };
         let Some(terminal) = terminals.get_mut(at) else { continue };
-        let patience = || Instant::now() + PATIENCE;
+        let patience = Instant::now() + door.patience();
         if !std::mem::replace(&mut terminal.asking, true) {
             if console::is_screen(&terminal.tty) {
                 JOURNAL.leave_page();
             }
-            terminal.ask();
-            until = until.max(patience());
+            terminal.ask(&door.prompt());
+            until = until.max(patience);
             continue;
         }
         match door.knock(&line) {
@@ -129,15 +195,18 @@ pub fn wait(door: &mut Door, sysroot: &Path, time: Duration, opened: impl Fn()) 
                 return;
             }
             Answer::Wrong(pause) => {
-                JOURNAL.say("rescue", &format!("wrong password on {}", terminal.tty));
+                JOURNAL.say("rescue", &format!("wrong code or password on {}", terminal.tty));
                 std::thread::sleep(pause);
-                terminal.ask();
-                until = until.max(patience());
+                terminal.ask(&door.prompt());
+                until = until.max(Instant::now() + door.patience());
             }
             Answer::Shut => {
                 JOURNAL.say(
                     "rescue",
-                    &format!("wrong password on {}, for the {TRIES}th time: no more are taken", terminal.tty),
+                    &format!(
+                        "wrong code or password on {}, for the {TRIES}th time: no more are taken",
+                        terminal.tty
+                    ),
                 );
             }
         }
@@ -191,9 +260,9 @@ impl Terminal {
         Ok(Terminal { tty: tty.to_owned(), path, file, before, asking: false })
     }
 
-    fn ask(&mut self) {
+    fn ask(&mut self, prompt: &str) {
         // Who can't be asked does not answer.
-        let _ = self.file.write_all(b"\r\nPassword of the rescue shell: ");
+        let _ = self.file.write_all(prompt.as_bytes());
     }
 
     /// Runs the shell here until it ends, and ends what it has left.
@@ -308,11 +377,29 @@ mod tests {
 
     #[test]
     fn pauses_grow_and_the_door_shuts() {
-        let mut door = Door { hash: SHA256.into(), shell: PathBuf::new(), wrong: 0, pause: PAUSE };
+        let (hash, keys, question) = (Some(SHA256.into()), vec![], None);
+        let mut door = Door { hash, keys, question, shell: PathBuf::new(), wrong: 0, pause: PAUSE };
         let answers: Vec<Answer> = (0..5).map(|_| door.knock("guess")).collect();
         let wrong = |seconds| Answer::Wrong(Duration::from_secs(seconds));
         assert_eq!(answers, [wrong(2), wrong(4), wrong(8), wrong(16), Answer::Shut]);
         assert_eq!(door.knock("open sesame"), Answer::Shut);
+    }
+
+    #[test]
+    fn a_code_opens_once_for_whoever_has_a_key_of_the_recipe() {
+        let secret = [9; 32];
+        let (keys, question) = (vec![AdminKey::of(&[8; 32]), AdminKey::of(&secret)], None);
+        let mut door =
+            Door { hash: Some(SHA256.into()), keys, question, shell: PathBuf::new(), wrong: 0, pause: PAUSE };
+        assert!(!door.prompt().contains("Code"), "without random numbers there is the password only");
+        door.offer();
+        let challenge = door.question.as_ref().unwrap().challenge();
+        assert!(door.prompt().contains(&format!("labshift node rescue {challenge}\r\nCode or password")));
+        assert!(matches!(door.knock(&challenge.answer(&[7; 32])), Answer::Wrong(_)), "a stranger's key");
+        let code = challenge.answer(&secret);
+        assert_eq!(door.knock(&code.to_lowercase()), Answer::Open);
+        assert!(matches!(door.knock(&code), Answer::Wrong(_)), "there is another challenge now");
+        assert_eq!(door.knock("open sesame"), Answer::Open);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! driver for it, for life; a kernel that hangs, and a PID 1 that is gone, stop feeding it.
 //!
 //! Linux `Documentation/watchdog/watchdog-api.rst`: opening `/dev/watchdog` starts the timer, a write feeds it. The driver's own
-//! time, usually 30 s, is left as it is.
+//! time, usually 30 s, is left as it is. Its `bootstatus` says whether the timer ended the last run (`WDIOF_CARDRESET`); not every driver knows.
 
 use std::{
     fs::{self, OpenOptions},
@@ -19,6 +19,9 @@ const PERIOD: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(500);
 /// Looks before there is taken to be none; one that comes later still is fed, by the slower look.
 const LOOKS: u32 = 120;
+
+/// The bit of `bootstatus` that says that the timer restarted the machine (`linux/watchdog.h`).
+const CARD_RESET: u32 = 0x20;
 
 /// Feeds for life.
 pub fn feed(sysroot: &Path) {
@@ -49,8 +52,30 @@ fn feed_one(sysroot: &Path) -> io::Result<()> {
             about("timeout")
         ),
     );
+    if is_card_reset(&about("bootstatus")) {
+        let reason = "the watchdog restarted the machine, which had fed it no more";
+        JOURNAL.say("crash", &format!("the last run ended: {reason}"));
+        JOURNAL.crashed(reason.to_owned());
+    }
     loop {
         device.write_all(&[0])?;
         std::thread::sleep(PERIOD);
+    }
+}
+
+fn is_card_reset(bootstatus: &str) -> bool {
+    bootstatus.parse::<u32>().is_ok_and(|bits| bits & CARD_RESET != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_timers_own_restart_counts() {
+        assert!(is_card_reset("32") && is_card_reset("33"));
+        for other in ["0", "1", "64", "", "x", "-32"] {
+            assert!(!is_card_reset(other), "{other}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{boot::StageEvent, mac::MacAddr};
@@ -28,6 +29,8 @@ pub struct NodeContext {
     pub network: Network,
     /// Public keys (hex) that may sign manifests.
     pub trusted_keys: Vec<String>,
+    /// Manifests that were signed earlier are refused.
+    pub minimum: Option<Timestamp>,
     /// The server's clock minus this machine's `CLOCK_BOOTTIME`, in milliseconds since the epoch.
     pub clock_offset_ms: i64,
     /// Stages up to now.

@@ -7,6 +7,7 @@
 //! | [`fault`] | what is wrong with a file, where, and what to do: all faults at once |
 //! | [`recipe`] | what an image is made of |
 //! | [`recipe_reference`] | the page that explains every key of a recipe |
+//! | [`rescue`] | the code that opens a broken machine's rescue shell |
 //! | [`manifest`] | what an image is: sizes, hashes, root hash, signature |
 //! | [`service`] | a program that PID 1 supervises |
 //! | [`boot`] | the boot plane's questions (who is this machine?) and its journal |
@@ -31,6 +32,7 @@ pub mod node;
 pub mod paths;
 pub mod recipe;
 pub mod recipe_reference;
+pub mod rescue;
 pub mod service;
 pub mod site;
 

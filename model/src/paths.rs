@@ -39,7 +39,7 @@ pub const TRUSTED_KEYS: &str = "/etc/labshift/trusted-keys";
 pub const SERVER_KEYS: &str = "/etc/labshift/server-keys";
 /// The time, as text, before which no manifest may be signed that init boots.
 pub const MINIMUM: &str = "/etc/labshift/minimum";
-/// Hash of the password that opens the rescue shell, as in `/etc/shadow`. Absent: nobody opens one.
+/// Who may open the rescue shell, a line each: a password's hash as in `/etc/shadow`, or a public key (`ssh-ed25519 AAAA...`). Absent: nobody.
 pub const RESCUE: &str = "/etc/labshift/rescue";
 /// The rescue shell in the initramfs: a static busybox.
 pub const RESCUE_SHELL: &str = "/bin/busybox";

@@ -90,7 +90,17 @@ pub struct SecureBoot {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rescue {
     /// Hash of the password, in the form of `/etc/shadow`: yescrypt (`$y$`), SHA-512 (`$6$`) or SHA-256 (`$5$`).
-    pub password: String,
+    pub password: Option<String>,
+    /// Lines of public keys, whose owners work out a code for the machine's challenge.
+    pub keys: Vec<String>,
+}
+
+impl Rescue {
+    /// The content of [`crate::paths::RESCUE`], without its last line end.
+    pub fn lines(&self) -> String {
+        let lines: Vec<&str> = self.password.iter().chain(&self.keys).map(String::as_str).collect();
+        lines.join("\n")
+    }
 }
 
 /// One file, link or directory that a recipe adds.

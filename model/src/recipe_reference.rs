@@ -176,12 +176,20 @@ pub const TABLES: &[Table] = &[
     Table {
         heading: "[rescue]",
         about: "Who may open a shell on a machine whose boot has failed. Without this table nobody is asked, and no shell is in the initramfs.",
-        keys: &[key(
-            "password",
-            "hash as in `/etc/shadow`",
-            "required",
-            "Hash of the password: yescrypt, SHA-512 or SHA-256, as `mkpasswd -m yescrypt` prints it. Whoever can fetch the initramfs can read it, and guess at it: take a long password.",
-        )],
+        keys: &[
+            key(
+                "keys",
+                "list of lines of `id_ed25519.pub`",
+                "none",
+                "Admins' public keys. The machine shows a challenge; `labshift node rescue CHALLENGE` on the admin's PC works out the eight letters that open the shell, once. Nothing in the initramfs can be guessed at.",
+            ),
+            key(
+                "password",
+                "hash as in `/etc/shadow`",
+                "none",
+                "Hash of a password that opens it, too: yescrypt, SHA-512 or SHA-256, as `mkpasswd -m yescrypt` prints it. Whoever can fetch the initramfs can read it, and guess at it: take a long password.",
+            ),
+        ],
     },
     Table {
         heading: "[[file]]",

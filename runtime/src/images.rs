@@ -6,6 +6,9 @@
 //! ```
 //!
 //! The bytes are hashed as they arrive; a directory with a generation's name is therefore always whole and right.
+//!
+//! The date of the signature is looked at when an image comes, as init does with the node's own: a guest's image that runs out while the node
+//! is up goes on. The time is that of the signed boot answer, which nobody on the network can turn back.
 
 use std::{
     collections::BTreeSet,
@@ -13,12 +16,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use jiff::Timestamp;
 use labshift_model::{
-    manifest::{FileEntry, ImageKind, Manifest, Refused, Signature, generation_of, short, trusted_keys},
+    context::NodeContext,
+    manifest::{
+        FileEntry, ImageKind, Manifest, Refused, Signature, Stale, generation_of, short, trusted_keys,
+    },
     paths,
 };
 
 use crate::{
+    clock::Clock,
     record::named,
     saved::{Store, StoreError},
 };
@@ -47,6 +55,14 @@ pub enum ImageError {
         /// Why.
         source: Refused,
     },
+    /// The signature is too old.
+    #[error("image {image} is not taken; `labshift image publish` signs it anew")]
+    Stale {
+        /// Image and short generation.
+        image: String,
+        /// Why.
+        source: Stale,
+    },
     /// The image is not one that a guest can boot.
     #[error("image {image} {why}")]
     NotBootable {
@@ -70,12 +86,15 @@ pub enum ImageError {
 pub struct Images {
     root: PathBuf,
     trusted: Vec<String>,
+    minimum: Option<Timestamp>,
+    clock: Clock,
 }
 
 impl Images {
-    /// Images live below `root`; `trusted` are the public keys (hex) that may sign a manifest.
-    pub fn new(root: impl Into<PathBuf>, trusted: &[String]) -> Self {
-        Images { root: root.into(), trusted: trusted.to_vec() }
+    /// Images live below `root`; init says whose are taken, and from when on.
+    pub fn new(root: impl Into<PathBuf>, context: &NodeContext) -> Self {
+        let clock = Clock::from_offset(context.clock_offset_ms);
+        Images { root: root.into(), trusted: context.trusted_keys.clone(), minimum: context.minimum, clock }
     }
 
     /// Where a generation's files are.
@@ -96,7 +115,7 @@ impl Images {
         let directory = self.directory(generation);
         let bytes = read(&directory.join(paths::MANIFEST)).map_err(disk)?;
         let signature = read(&directory.join(paths::SIGNATURE)).map_err(disk)?;
-        self.verify(image, generation, &bytes, &signature)
+        self.verify(image, generation, &bytes, &signature).map(|(manifest, _)| manifest)
     }
 
     /// Fetches and verifies a generation, unless it is here.
@@ -149,7 +168,9 @@ impl Images {
         };
         let bytes = small(paths::MANIFEST).await?;
         let signature = small(paths::SIGNATURE).await?;
-        let manifest = self.verify(image, generation, &bytes, &signature)?;
+        let (manifest, signed) = self.verify(image, generation, &bytes, &signature)?;
+        let stale = |source| ImageError::Stale { image: shown.to_owned(), source };
+        signed.is_fresh(self.clock.now(), self.minimum).map_err(stale)?;
         for file in [paths::KERNEL, paths::INITRD, paths::ROOT] {
             let entry: &FileEntry = manifest.files.get(file).ok_or_else(|| ImageError::NotBootable {
                 image: shown.to_owned(),
@@ -170,7 +191,7 @@ impl Images {
         generation: &str,
         bytes: &[u8],
         signature: &[u8],
-    ) -> Result<Manifest, ImageError> {
+    ) -> Result<(Manifest, Signature), ImageError> {
         let shown = shown(image, generation);
         let refused = |source| ImageError::Refused { image: shown.clone(), source };
         let signature: Signature =
@@ -180,7 +201,7 @@ impl Images {
         if manifest.kind != ImageKind::Guest {
             return Err(ImageError::NotBootable { image: shown, why: "is for hosts, not for guests".into() });
         }
-        Ok(manifest)
+        Ok((manifest, signature))
     }
 }
 
@@ -221,7 +242,17 @@ mod tests {
         key: String,
     }
 
+    /// A node whose kernel started at the beginning of 1970.
+    fn images(root: impl Into<PathBuf>, key: &str, minimum: Option<Timestamp>) -> Images {
+        let trusted = vec![key.to_owned()];
+        Images { root: root.into(), trusted, minimum, clock: Clock::from_offset(0) }
+    }
+
     fn published(kind: ImageKind) -> Published {
+        published_for(kind, None)
+    }
+
+    fn published_for(kind: ImageKind, valid_days: Option<u32>) -> Published {
         let key = SigningKey::from_bytes(&[3; 32]);
         let content = [(paths::KERNEL, "kernel"), (paths::INITRD, "initrd"), (paths::ROOT, "root")];
         let entry =
@@ -244,7 +275,7 @@ mod tests {
         };
         let bytes = manifest.to_bytes();
         let generation = generation_of(&bytes);
-        let signature = sign(&bytes, &key, jiff::Timestamp::UNIX_EPOCH, None);
+        let signature = sign(&bytes, &key, Timestamp::UNIX_EPOCH, valid_days);
         let at = |file: &str| format!("/images/work/{generation}/{file}");
         let mut files: Files =
             content.iter().map(|(n, b)| (at(n), b.as_bytes().to_vec())).collect::<BTreeMap<_, _>>();
@@ -254,8 +285,16 @@ mod tests {
     }
 
     async fn fetched(published: &Published, files: Files) -> (tempfile::TempDir, Images, Result<(), String>) {
+        fetched_by(published, files, |images| images).await
+    }
+
+    async fn fetched_by(
+        published: &Published,
+        files: Files,
+        node: impl FnOnce(Images) -> Images,
+    ) -> (tempfile::TempDir, Images, Result<(), String>) {
         let root = tempfile::tempdir().unwrap();
-        let images = Images::new(root.path().join("images"), std::slice::from_ref(&published.key));
+        let images = node(images(root.path().join("images"), &published.key, None));
         let server = serve(files).await;
         let store = Store::new(&server.url, "token");
         let result = images.fetch(&store, "work", &published.generation).await;
@@ -322,8 +361,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn old_signatures_are_not_taken() {
+        let ten_days = published_for(ImageKind::Guest, Some(10));
+        let day = |n: i64| Clock::from_offset(n * 24 * 3600 * 1000);
+        let at = async |clock: Clock, minimum: Option<Timestamp>| {
+            let node = |images| Images { clock, minimum, ..images };
+            let (_root, images, told) = fetched_by(&ten_days, ten_days.files.clone(), node).await;
+            assert_eq!(images.list().len(), usize::from(told.is_ok()));
+            told
+        };
+        assert_eq!(at(day(9), Some(Timestamp::UNIX_EPOCH)).await, Ok(()));
+        let told = at(day(10), None).await.unwrap_err();
+        assert!(told.contains("is not taken") && told.contains("good until 1970-01-11"), "{told}");
+        let told = at(day(1), Some(Timestamp::from_second(1).unwrap())).await.unwrap_err();
+        assert!(told.contains("or later"), "{told}");
+        // One that runs out while it is here goes on.
+        let (_root, here, _) = fetched(&ten_days, ten_days.files.clone()).await;
+        let later = Images { clock: day(99), ..here };
+        assert!(later.manifest("work", &ten_days.generation).is_ok());
+    }
+
+    #[tokio::test]
     async fn a_generation_is_no_path() {
-        let images = Images::new("/nowhere", &[]);
+        let images = images("/nowhere", "", None);
         let store = Store::new("http://127.0.0.1:9", "");
         for bad in ["", "..", "../../etc", "AB", &"A".repeat(64), &"0".repeat(63)] {
             assert!(images.fetch(&store, "work", bad).await.is_err());

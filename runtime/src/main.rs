@@ -196,7 +196,7 @@ async fn serve(run: &Run, context: NodeContext) -> Result<()> {
     let performer = Performer {
         hypervisor,
         domains: watched,
-        images: Images::new(paths::NODE_IMAGES, &context.trusted_keys),
+        images: Images::new(paths::NODE_IMAGES, &context),
         records: Records::new(paths::DOMAINS),
         store: Store::new(&context.server, &context.token),
         screen,

@@ -120,7 +120,8 @@ async fn start(child: &mut Option<Child>, state: &watch::Sender<State>) -> Resul
     if child.is_none() {
         let mut command = Command::new(SERVER);
         command.args(["--unix", paths::RCUDA_SOCKET]);
-        if std::path::Path::new("/dev/vhost-vsock").exists() {
+        // Opening the node loads what guests' sockets to the host stand on, if it is not there yet.
+        if tokio::fs::File::open("/dev/vhost-vsock").await.is_ok() {
             command.args(["--vsock-port", &paths::RCUDA_VSOCK_PORT.to_string()]);
         }
         let started = command.stdin(Stdio::null()).kill_on_drop(true).spawn();

@@ -513,13 +513,13 @@ impl Bare {
         keys.write_all(format!("{line}\r").as_bytes()).expect("typing on the serial line");
     }
 
-    /// Types a line once a second until the serial line says this text.
+    /// Types a line once a second until the serial line has said this text so many times.
     #[track_caller]
-    pub fn types_until(&self, line: &str, text: &str) {
+    pub fn types_until(&self, line: &str, text: &str, times: usize) {
         let begin = Instant::now();
         loop {
             self.types(line);
-            match self.wait_for(Duration::from_secs(1), |said| said.contains(text)) {
+            match self.wait_for(Duration::from_secs(1), |said| said.matches(text).count() >= times) {
                 Ok(_) => return,
                 Err(why) => assert!(begin.elapsed() < GUARD, "never said {text:?}: {why}"),
             }
@@ -545,7 +545,12 @@ impl Bare {
 
     /// Runs a command of QEMU's protocol.
     pub fn qmp(&self, command: &str) {
-        self.qmp.call(command, json!({})).expect("steering QEMU");
+        self.qmp_with(command, json!({}));
+    }
+
+    /// Runs a command of QEMU's protocol with arguments.
+    pub fn qmp_with(&self, command: &str, arguments: serde_json::Value) {
+        self.qmp.call(command, arguments).expect("steering QEMU");
     }
 }
 

@@ -4,11 +4,14 @@ use std::{
     fs::{self, OpenOptions},
     io::{BufRead, BufReader},
     os::unix::fs::FileExt,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
-use labshift_model::api::{AdoptRequest, BootRequest, BootTarget};
+use labshift_model::{
+    api::{AdoptRequest, BootRequest, BootTarget, NodeView, RebootRequest},
+    boot::Stage,
+};
 use labshift_tests::{
     TestLab, descendants, labshift, page_letters, root, store, text_screen_letters, wait_for_end_of,
 };
@@ -74,27 +77,7 @@ fn a_flipped_byte_is_refused_by_name() {
 /// Firmware with Secure Boot starts a kernel image that `image sign` signed with its key, and refuses the same one unsigned.
 #[test]
 fn secure_boot_starts_what_is_signed_only() {
-    let signed = root().join("target/test-lab/signed-store");
-    drop(fs::remove_dir_all(&signed));
-    copy(store(), &signed);
-    let unsigned = fs::read_to_string(signed.join("channels/lab")).expect("reading the channel");
-    let unsigned = unsigned.trim();
-    // The test key that Debian's OVMF trusts has a passphrase; image sign takes keys without one.
-    let key = signed.join("snakeoil.key");
-    let openssl = Command::new("openssl")
-        .args(["pkey", "-in", "/usr/share/ovmf/PkKek-1-snakeoil.key", "-passin", "pass:snakeoil", "-out"])
-        .arg(&key)
-        .status();
-    assert!(openssl.expect("starting openssl (run `make deps`)").success());
-    let sign = Command::new(labshift())
-        .args(["image", "sign", "lab", "--cert", "/usr/share/ovmf/PkKek-1-snakeoil.pem", "--key"])
-        .arg(&key)
-        .arg("-o")
-        .arg(&signed)
-        .output()
-        .expect("starting labshift image sign");
-    assert!(sign.status.success(), "{}", String::from_utf8_lossy(&sign.stderr));
-
+    let (signed, unsigned, _) = signed_store("signed-store");
     let pinned = format!("name = \"room-b\"\nimage = \"lab\"\ngeneration = \"{unsigned}\"");
     let site = SITE.replace("name = \"room-b\"\nimage = \"lab\"", &pinned);
     let firmware = ["--firmware", "ws1=secure-boot", "--firmware", "ws2=secure-boot"];
@@ -181,6 +164,68 @@ fn a_killed_lab_leaves_nothing() {
     processes.iter().for_each(|(id, _)| wait_for_end_of(*id));
     drop(lab);
     TestLab::up("killed", store(), SITE, MORNING, &[]);
+}
+
+/// `labshift node reboot --kexec` on a running node: it comes up in the generation that it was told, ready for its server, and neither
+/// firmware nor boot program had a part in it.
+#[test]
+fn a_node_goes_into_another_generation_without_firmware() {
+    let (store, old, new) = signed_store("kexec-store");
+    let pinned = format!("name = \"room-a\"\nimage = \"lab\"\ngeneration = \"{old}\"");
+    let site = SITE.replace("name = \"room-a\"\nimage = \"lab\"", &pinned);
+    assert_ne!(site, SITE, "the site has a room-a");
+    // Both rooms compute at this time, and nobody has work for them.
+    let guest = site.find("[[guest]]").expect("a guest");
+    let end = site[guest + 1..].find("[[").expect("what follows") + guest + 1;
+    let site =
+        [&site[..guest], &site[end..]].concat().replace("schedule = \"room-b\"", "schedule = \"room-a\"");
+    let lab = TestLab::up("kexec-live", &store, &site, "manual:2026-11-23T10:30:00", &[]);
+    lab.lab(&["press", "ws1"]);
+    let runs = |n: &NodeView, generation: &str| {
+        let boot = n.boot.as_ref().filter(|b| b.generation == generation);
+        n.connected && boot.is_some_and(|b| b.stages.iter().any(|s| s.stage == Stage::Ready))
+    };
+    let before = lab.wait_node("ws1", "to be ready", |n| runs(n, &old));
+    assert!(before.boot.is_some_and(|b| b.stages.iter().any(|s| s.stage == Stage::Firmware)));
+    let target = BootTarget::Image { name: "lab".into(), generation: Some(new.clone()) };
+    let request = BootRequest { target, once: false, cause: String::new() };
+    lab.client.ask("ws1", "boot", &request).expect("told what to boot");
+    let request = RebootRequest { cause: "a test".into(), kexec: true };
+    lab.client.ask("ws1", "reboot", &request).expect("asked to reboot");
+    let after = lab.wait_node("ws1", "to be ready in the new generation", |n| runs(n, &new));
+    let stages: Vec<_> = after.boot.iter().flat_map(|b| b.stages.iter().map(|s| s.stage)).collect();
+    assert!(!stages.contains(&Stage::Firmware) && !stages.contains(&Stage::Loader), "{stages:?}");
+    let serial = lab.serial("ws1");
+    let next = serial.split("starting the next kernel").nth(1).expect("a kernel that starts the next one");
+    assert!(!next.contains("iPXE") && next.contains(&format!("generation {}", &new[..12])), "{next}");
+}
+
+/// A store of its own with two generations of the lab image that differ in a signature for Secure Boot only: the store, the unsigned one,
+/// and the signed one, to which the channel points.
+fn signed_store(name: &str) -> (PathBuf, String, String) {
+    let signed = root().join("target/test-lab").join(name);
+    drop(fs::remove_dir_all(&signed));
+    copy(store(), &signed);
+    let channel =
+        || fs::read_to_string(signed.join("channels/lab")).expect("reading the channel").trim().to_owned();
+    let unsigned = channel();
+    // The test key that Debian's OVMF trusts has a passphrase; image sign takes keys without one.
+    let key = signed.join("snakeoil.key");
+    let openssl = Command::new("openssl")
+        .args(["pkey", "-in", "/usr/share/ovmf/PkKek-1-snakeoil.key", "-passin", "pass:snakeoil", "-out"])
+        .arg(&key)
+        .status();
+    assert!(openssl.expect("starting openssl (run `make deps`)").success());
+    let sign = Command::new(labshift())
+        .args(["image", "sign", "lab", "--cert", "/usr/share/ovmf/PkKek-1-snakeoil.pem", "--key"])
+        .arg(&key)
+        .arg("-o")
+        .arg(&signed)
+        .output()
+        .expect("starting labshift image sign");
+    assert!(sign.status.success(), "{}", String::from_utf8_lossy(&sign.stderr));
+    let now = channel();
+    (signed, unsigned, now)
 }
 
 fn copy(from: &Path, to: &Path) {

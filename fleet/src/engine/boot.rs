@@ -6,7 +6,10 @@ use labshift_model::{
     boot::{BootPlaneEvent, Speaker, Stage, StageEvent},
     manifest::short,
 };
-use labshift_plan::{fallback, fleet::NodeEvent};
+use labshift_plan::{
+    fallback::{self, End},
+    fleet::NodeEvent,
+};
 
 use super::Engine;
 use crate::{boots::BootLog, registry::records::Write};
@@ -79,6 +82,7 @@ impl Engine {
                         let text = format!("{node}: its last run ended: {crash}");
                         let cause = "its kernel left this in memory that outlives a restart";
                         self.note(EventKind::Trouble, &node, "crashed", text, cause);
+                        self.explained(&node, &crash);
                     }
                     self.stages_told(&node, report.attempt, &report.stages);
                 }
@@ -115,7 +119,7 @@ impl Engine {
         let silent = self.boots.get(node).filter(|log| log.boot.attempt != 0 && !log.is_ready());
         if let Some(log) = silent.filter(|log| log.boot.failure.is_none()) {
             let generation = log.boot.generation.clone();
-            self.failed(node, &generation, "no word: it was never ready");
+            self.ended(node, &generation, End::Silent);
         }
         self.boot += 1;
         self.boots.insert(node.to_owned(), BootLog::new(self.boot, real));
@@ -164,7 +168,8 @@ impl Engine {
             self.note_stage(node, &stage);
             match &stage.failure {
                 Some(failure) if fallback::is_of_image(&failure.code) => {
-                    self.failed(node, &generation, &format!("{} {}", failure.code, failure.sentence));
+                    let why = format!("{} {}", failure.code, failure.sentence);
+                    self.ended(node, &generation, End::Failed(&why));
                 }
                 None if stage.stage == Stage::Ready => self.was_ready(node, &image, &generation),
                 _ => {}
@@ -174,17 +179,28 @@ impl Engine {
         }
     }
 
-    /// A generation failed on a node: after some times the node gets back the last one that was ready.
-    fn failed(&mut self, node: &str, generation: &str, why: &str) {
-        let trials = self.trials.entry(node.to_owned()).or_default();
-        let goes_back = trials.failed(generation, why);
-        let good = trials.good.as_ref().map(|(_, good)| short(good).to_owned()).unwrap_or_default();
+    /// A boot of a generation ended before it was ready: after some of them the node gets back the last one that was.
+    fn ended(&mut self, node: &str, generation: &str, end: End<'_>) {
+        let news = self.trials.entry(node.to_owned()).or_default().ended(generation, end);
+        self.goes_back(node, news);
+    }
+
+    /// The kernel's last words on how a run of the node ended: it was no hand at the plug.
+    fn explained(&mut self, node: &str, why: &str) {
+        let Some(trials) = self.trials.get_mut(node) else { return };
+        let news = trials.explained(why);
+        self.goes_back(node, news);
+    }
+
+    fn goes_back(&mut self, node: &str, why: Option<String>) {
         self.write_trials(node);
-        if goes_back {
-            let cause =
-                format!("generation {} failed {} times: {why}", short(generation), fallback::FAILURES);
-            self.note(EventKind::Trouble, node, "", format!("{node} goes back to generation {good}"), &cause);
-        }
+        let Some(why) = why else { return };
+        let trials = self.trials.get(node);
+        let of = |generation: Option<&String>| generation.map_or("", |g| short(g)).to_owned();
+        let bad = of(trials.and_then(|t| t.bad.as_ref()).map(|bad| &bad.generation));
+        let good = of(trials.and_then(|t| t.good.as_ref()).map(|(_, good)| good));
+        let cause = format!("generation {bad}: {why}");
+        self.note(EventKind::Trouble, node, "", format!("{node} goes back to generation {good}"), &cause);
     }
 
     fn was_ready(&mut self, node: &str, image: &str, generation: &str) {

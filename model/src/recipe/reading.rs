@@ -13,6 +13,7 @@ use super::{
 use crate::{
     fault::{Section, Source},
     manifest::{ImageKind, LocalDisk},
+    rescue::AdminKey,
 };
 
 pub(super) fn read(source: &Source<'_>) -> Recipe {
@@ -61,9 +62,7 @@ pub(super) fn read(source: &Source<'_>) -> Recipe {
         initrd_modules.extend(DISK_MODULES.map(str::to_owned));
     }
     let rescue = root.section("rescue").and_then(|section| {
-        let password =
-            section.required("password", "the password's hash, as `mkpasswd -m yescrypt` prints it");
-        let password = password.and_then(|p| {
+        let password = section.string("password").and_then(|p| {
             if is_password_hash(p.get_ref()) {
                 return Some((*p.get_ref()).to_owned());
             }
@@ -75,8 +74,13 @@ pub(super) fn read(source: &Source<'_>) -> Recipe {
             );
             None
         });
+        let is_key = |line: &str| !line.contains(char::is_control) && line.parse::<AdminKey>().is_ok();
+        let keys = all(source, section.strings("keys"), "a public key (ssh-ed25519 AAAA...)", is_key);
+        if section.string("password").is_none() && section.strings("keys").is_empty() {
+            section.missing("keys", "lines of id_ed25519.pub; or give `password`, a hash");
+        }
         section.close();
-        password.map(|password| Rescue { password })
+        (password.is_some() || !keys.is_empty()).then_some(Rescue { password, keys })
     });
     let recipe = Recipe {
         name,
