@@ -27,7 +27,7 @@ use labshift_model::boot_order::BootOrder;
 
 use crate::{
     disk::Cache,
-    fetch::{FetchError, Source},
+    source::{FetchError, Source},
     verity::{BLOCK, Leaves, Mismatch, Shape},
 };
 
@@ -442,3 +442,7 @@ impl Blocks {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+#[path = "blocks_tests.rs"]
+mod tests;

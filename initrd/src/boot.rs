@@ -24,7 +24,7 @@ use crate::{
     dhcp::Lease,
     disk,
     failure::{Code, Halt, backoff_seconds},
-    fetch::{self, FetchError, Source},
+    fetch,
     handover::{self, Handover},
     journal::JOURNAL,
     lease,
@@ -33,6 +33,7 @@ use crate::{
     mount::{self, Upper},
     nbd, netlink, rescue,
     server::{self, Asked, Trust},
+    source::{FetchError, Source},
     sys,
     verity::Shape,
 };

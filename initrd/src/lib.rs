@@ -15,7 +15,7 @@
 //! | [`modules`], [`hotplug`] | kernel modules; devices that come later |
 //! | [`link`], [`netlink`] | ports, their addresses |
 //! | [`dhcp`], [`lease`] | the client's decisions; its sockets and clocks |
-//! | [`server`], [`fetch`], [`verity`] | the boot answer, the root, its hash tree |
+//! | [`server`], [`source`], [`fetch`], [`verity`] | the boot answer; the root as a stream, whole, and its hash tree |
 //! | [`rescue`] | a shell for whoever knows the password, when the boot has failed |
 //! | [`hardware`], [`adoption`] | what the machine is made of; how it becomes known |
 //! | [`blocks`], [`nbd`] | a root that comes as it is read; the device it is read from |
@@ -42,6 +42,8 @@ pub mod dhcp;
 pub mod disk;
 pub mod failure;
 pub mod fetch;
+#[cfg(test)]
+mod fixture;
 pub mod handover;
 pub mod hardware;
 pub mod hotplug;
@@ -63,6 +65,7 @@ pub mod ready;
 pub mod rescue;
 pub mod screen;
 pub mod server;
+pub mod source;
 pub mod supervisor;
 pub mod sys;
 pub mod verity;

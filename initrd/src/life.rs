@@ -14,7 +14,6 @@ use crate::{
     blocks::Blocks,
     boot, button, clock, control,
     failure::{Code, Halt},
-    fetch::FetchError,
     handover::{self, Handover},
     hotplug,
     journal::JOURNAL,
@@ -22,6 +21,7 @@ use crate::{
     order,
     power::{self, End},
     process::Cgroups,
+    source::FetchError,
     supervisor::{Event, Supervisor, Surroundings, note_up},
     watchdog,
 };
