@@ -4,8 +4,13 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
+use labshift_model::boot_order::BootOrder;
+
 use super::*;
-use crate::fixture::{image, serve, source};
+use crate::{
+    fixture::{image, serve, source},
+    verity::Mismatch,
+};
 
 #[test]
 fn another_server_takes_over_where_the_first_died() {
@@ -100,7 +105,7 @@ fn a_recorded_order_is_fetched_ahead() {
     odd.follow(&BootOrder::parse("3199+4000000000,4000000000+4000000000").unwrap());
     odd.prefetch();
     assert!(odd.read(0, &mut [0; 10]).is_ok());
-    odd.forget_order();
+    odd.abandon();
     assert!(!odd.is_ordered());
 }
 

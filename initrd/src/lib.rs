@@ -19,6 +19,7 @@
 //! | [`rescue`] | a shell for whoever knows the password, when the boot has failed |
 //! | [`hardware`], [`adoption`] | what the machine is made of; how it becomes known |
 //! | [`blocks`], [`nbd`] | a root that comes as it is read; the device it is read from |
+//! | [`peers`] | the same root on machines around: blocks taken and given |
 //! | [`disk`] | the local disk that a recipe names: blocks for the next boot, encrypted swap |
 //! | [`mount`], [`handover`] | the new root; what init leaves in it |
 //! | [`boot`] | the linear run |
@@ -58,6 +59,7 @@ pub mod nbd;
 pub mod netlink;
 pub mod order;
 pub mod page;
+pub mod peers;
 pub mod plan;
 pub mod power;
 pub mod process;

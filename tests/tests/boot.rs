@@ -36,6 +36,39 @@ fn a_machine_wakes_to_its_own_packet_only() {
     lab.lab(&["wait", "ws2", "magic-packet-ignored", "not armed"]);
 }
 
+/// Two machines start at once where the site allows peers: each takes from the other what that one has fetched, and the server sends much less
+/// than two roots.
+#[test]
+fn machines_that_start_at_once_share_the_root() {
+    let site = SITE.replace("grace = \"5s\"", "grace = \"5s\"\npeers = true");
+    let lab = TestLab::up("peers", store(), &site, MORNING, &[]);
+    for machine in ["ws1", "ws2"] {
+        lab.lab(&["press", machine]);
+    }
+    for machine in ["ws1", "ws2"] {
+        lab.lab(&["wait", machine, "serial", "MiB are here now; the server may go away"]);
+        let serial = lab.serial(machine);
+        let line = serial.lines().rfind(|line| line.contains("the server may go away")).unwrap_or_default();
+        assert!(line.contains(" MiB from the server, ") && line.contains(" MiB from 1 peers"), "{line}");
+        println!("{machine}: {line}");
+        assert!(!serial.contains("it is asked no more"), "{serial}");
+    }
+    let generation = fs::read_to_string(store().join("channels/lab")).expect("reading the channel");
+    let size = |name: &str| {
+        let file = store().join("images/lab").join(generation.trim()).join(name);
+        fs::metadata(&file).map(|m| m.len()).expect("reading the image's size")
+    };
+    let (root, boot) = (size("root.erofs"), size("vmlinuz") + size("initrd.img"));
+    let (sent, most) = (lab.server_sent(), 2 * boot + root * 16 / 10);
+    println!(
+        "the server has sent {} MiB; the root has {} MiB, kernel and initramfs {} MiB",
+        sent >> 20,
+        root >> 20,
+        boot >> 20
+    );
+    assert!(sent < most, "{sent} bytes from the server: more than {most}");
+}
+
 /// One flipped byte in the root: the nodes, one with a text screen and one with a graphics screen, refuse the image, and say
 /// which on the screen, on serial and at the server.
 #[test]
