@@ -96,8 +96,11 @@ fn a_room_that_starts_at_once_asks_the_server_for_little_more_than_one() {
     assert!(given >= taken && taken > 4 * body.len() as u64, "{given} {taken}");
 }
 
+/// How a false peer answers a request for so many bytes.
+type Act = fn(&mut TcpStream, usize);
+
 /// A machine that says it holds everything. `act` answers requests for chunks.
-fn false_peer(n: u8, port: u16, shape: &Shape, act: fn(&mut TcpStream, usize)) {
+fn false_peer(n: u8, port: u16, shape: &Shape, act: Act) {
     let listener = TcpListener::bind((address(n), port)).unwrap();
     let bits = vec![0xff; Held::bytes_of(shape.data_size().div_ceil(CHUNK))];
     std::thread::spawn(move || {
@@ -140,7 +143,7 @@ fn begin(stream: &mut TcpStream, length: usize, sent: usize) {
 #[test]
 fn peers_that_lie_stall_or_vanish_cost_time_only() {
     let (body, shape) = image(1300);
-    let acts: [(u8, fn(&mut TcpStream, usize)); 3] = [
+    let acts: [(u8, Act); 3] = [
         (12, |stream, length| begin(stream, length, length)),
         (13, |stream, length| {
             begin(stream, length, 10);
