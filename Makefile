@@ -53,7 +53,10 @@ fuzz: ## search for inputs that break a parser: make fuzz [FUZZ=dhcp_server] [SE
 
 bench-boot: build ## time to ready, memory, processes and bytes of a boot, against Debian live-boot (run scripts/deps bench first)
 	$(SUDO) scripts/peer-live target/bench/peer || echo 'bench-boot: measured without its peer'
-	$(CARGO) run --release --locked -p labshift-tests --bin bench-boot
+	$(CARGO) build --release --locked -p labshift-pxe --example serve
+	$(CARGO) build --release --locked -p labshift-initrd --example root
+	$(CARGO) build --release --locked -p labshift-tests --bin bench-boot
+	$(SUDO) target/release/bench-boot
 
 bench: build ## boot and mode-change figures, measured in the lab
 	$(SUDO) target/release/labshift lab bench --recipes recipes --store target/lab/store --output target/bench

@@ -390,6 +390,9 @@ pub struct LabUp {
     /// Address and port on this machine where the dashboard appears.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8088")]
     pub dashboard: std::net::SocketAddr,
+    /// Megabits per second that the server's cable carries, each way; 0 is as fast as it goes.
+    #[arg(long, value_name = "MBIT", default_value_t = 0)]
+    pub server_mbit: u32,
     /// The server's clock: `system`, or `manual:TIME`.
     #[arg(long, default_value = "system")]
     pub clock: String,

@@ -142,6 +142,7 @@ impl Answers {
                     token: random_token(),
                     now,
                     nonce: nonce.to_owned(),
+                    peers: vec![],
                 }))
             }
         }
@@ -225,6 +226,7 @@ impl Directory for Answers {
             token,
             now,
             nonce: nonce.to_owned(),
+            peers: view.site.peers_of(machine),
         }))
     }
 }

@@ -4,7 +4,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
 use dhcproto::{Decodable, Decoder, v4::Message};
 use jiff::Timestamp;
-use labshift_initrd::{cmdline, dhcp, modules};
+use labshift_initrd::{
+    blocks::CHUNK,
+    cmdline, dhcp, modules,
+    peers::{
+        circle::GROUP,
+        request::{self, Asked},
+    },
+};
 use labshift_lab::frame;
 use labshift_model::{
     MacAddr,
@@ -93,6 +100,20 @@ pub fn tftp(bytes: &[u8]) {
 /// The kernel command line, as PID 1 reads it.
 pub fn kernel_cmdline(bytes: &[u8]) {
     drop(cmdline::parse(&String::from_utf8_lossy(bytes)));
+}
+
+/// What another machine asks a node for: whole chunks of one group inside the root, or a refusal that ends the connection or not.
+pub fn peer_request(bytes: &[u8]) {
+    const SIZE: u64 = 1000 * CHUNK + 4096;
+    let Some(head) = request::head(bytes, &"ab".repeat(32), SIZE) else {
+        assert!(bytes.len() < request::LONGEST);
+        return;
+    };
+    assert!(head.length > 0 && head.length <= bytes.len());
+    if let Ok(Asked::Chunks { first, count }) = head.asked {
+        assert!((1..=GROUP).contains(&count) && first / GROUP == (first + count - 1) / GROUP);
+        assert!(first + count <= SIZE.div_ceil(CHUNK));
+    }
 }
 
 /// `modules.dep` and `modules.alias`, cut at the first empty line: no module comes twice, cycles end.

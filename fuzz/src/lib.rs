@@ -9,7 +9,8 @@ mod files;
 mod wire;
 
 pub use boot::{
-    capture, dhcp_client, dhcp_server, ethernet_frame, kernel_cmdline, lease_ledger, module_index, tftp,
+    capture, dhcp_client, dhcp_server, ethernet_frame, kernel_cmdline, lease_ledger, module_index,
+    peer_request, tftp,
 };
 pub use files::{authenticode, deb, lock, manifest, package_index, push, recipe, release, site};
 pub use wire::{ptx, rcuda, rfb};
@@ -31,6 +32,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("manifest", manifest),
     ("module_index", module_index),
     ("package_index", package_index),
+    ("peer_request", peer_request),
     ("ptx", ptx),
     ("push", push),
     ("rcuda", rcuda),

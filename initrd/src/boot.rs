@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     sync::{Arc, Once, atomic::AtomicUsize},
     time::{Duration, Instant},
@@ -22,14 +23,17 @@ use crate::{
     cmdline::{Cmdline, DiskRoot, RootSource},
     crash, disk,
     failure::{Code, Halt, backoff_seconds},
-    fetch::{self, FetchError, Source},
+    fetch,
     handover::{self, Handover},
     journal::JOURNAL,
     link::{self, Port},
     modules::Loader,
     mount::{self, Upper},
-    nbd, network, rescue,
+    nbd, network,
+    peers::Swarm,
+    rescue,
     server::{self, Asked, Trust},
+    source::{FetchError, Source},
     sys,
     verity::Shape,
 };
@@ -241,7 +245,7 @@ fn from_network(
     let blocks = std::thread::scope(|scope| {
         // The first report travels while the root comes.
         scope.spawn(|| known.report(agent));
-        fetch_and_mount(agent, &server, &answer, &manifest, cmdline, loader)
+        fetch_and_mount(agent, (&server, lease.address), &answer, &manifest, cmdline, loader)
     })?;
     enter_root()?;
     if let Some(blocks) = &blocks {
@@ -267,7 +271,7 @@ fn set_clock(answer: &BootAnswer) {
 /// Mounts the root. Returns where its blocks come from, when they are not all here.
 fn fetch_and_mount(
     agent: &Agent,
-    server: &str,
+    (server, own): (&str, Ipv4Addr),
     answer: &BootAnswer,
     manifest: &Manifest,
     cmdline: &Cmdline,
@@ -306,7 +310,10 @@ fn fetch_and_mount(
             BootOrder::default()
         });
         let (cache, found) = found.map_or((None, None), |(cache, found)| (cache, Some(found)));
-        let blocks = mount_as_it_comes(source, shape.clone(), (policy, cache), &order, loader, &image)?;
+        let peers = (!answer.peers.is_empty())
+            .then(|| Swarm::new(own, &answer.peers, paths::PEER_PORT, shape.root_hash()));
+        let blocks =
+            mount_as_it_comes(source, shape.clone(), (policy, cache), peers, &order, loader, &image)?;
         swap(found.as_ref(), (policy == Policy::Disk).then_some(&shape));
         return Ok(Some(blocks));
     }
@@ -409,6 +416,7 @@ fn mount_as_it_comes(
     source: Source,
     shape: Shape,
     (policy, cache): (Policy, Option<disk::Cache>),
+    peers: Option<Arc<Swarm>>,
     order: &BootOrder,
     loader: &mut Loader,
     image: &str,
@@ -417,9 +425,13 @@ fn mount_as_it_comes(
     let fetch_failed =
         |stage, why: &FetchError| Halt::new(stage, Code::of_fetch(why), format!("{image}: {why}"));
     let blocks = Blocks::open(source, shape.clone(), policy, cache);
-    let blocks = Arc::new(blocks.map_err(|why| fetch_failed(Stage::RootFetched, &why))?);
-    let mib = blocks.size() >> 20;
+    let blocks = blocks.map_err(|why| fetch_failed(Stage::RootFetched, &why))?;
     blocks.follow(order);
+    let blocks = match peers {
+        Some(peers) => blocks.among(peers),
+        None => Arc::new(blocks),
+    };
+    let mib = blocks.size() >> 20;
     let early = if blocks.is_ordered() { ", in the recorded order before" } else { "" };
     JOURNAL.reached(Stage::RootFetched, &format!("the hash tree; {mib} MiB come as they are read{early}"));
     for _ in 0..if blocks.is_ordered() { PREFETCHERS } else { 0 } {
@@ -433,7 +445,7 @@ fn mount_as_it_comes(
     match mounted {
         Ok(()) => Ok(blocks),
         Err(why) => {
-            blocks.forget_order();
+            blocks.abandon();
             // What the kernel calls an input/output error has a better name.
             Err(match blocks.fault() {
                 Some(fault) => fetch_failed(Stage::RootMounted, &fault),

@@ -257,6 +257,11 @@ impl Cache {
         }
     }
 
+    /// Chunks that this boot has written.
+    pub fn written(&self) -> Vec<u64> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+    }
+
     /// Waits until what was written is on the disk.
     pub fn sync(&self) {
         self.works(File::sync_data);

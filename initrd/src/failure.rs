@@ -5,7 +5,7 @@ use labshift_model::{
     boot::{Failure, Stage},
 };
 
-use crate::{fetch::FetchError, journal::stage_name, page::Page};
+use crate::{journal::stage_name, page::Page, source::FetchError};
 
 /// Kinds of boot failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,10 +16,11 @@
 //! | [`link`], [`netlink`] | ports, their addresses |
 //! | [`network`] | the boot's steps to the server |
 //! | [`dhcp`], [`lease`] | the client's decisions; its sockets and clocks |
-//! | [`server`], [`fetch`], [`verity`] | the boot answer, the root, its hash tree |
+//! | [`server`], [`source`], [`fetch`], [`verity`] | the boot answer; the root as a stream, whole, and its hash tree |
 //! | [`rescue`] | a shell for whoever knows the password, when the boot has failed |
 //! | [`hardware`], [`adoption`] | what the machine is made of; how it becomes known |
 //! | [`blocks`], [`nbd`] | a root that comes as it is read; the device it is read from |
+//! | [`peers`] | the same root on machines around: blocks taken and given |
 //! | [`disk`] | the local disk that a recipe names: blocks for the next boot, encrypted swap |
 //! | [`mount`], [`handover`] | the new root; what init leaves in it |
 //! | [`boot`] | the linear run |
@@ -43,6 +44,8 @@ pub mod dhcp;
 pub mod disk;
 pub mod failure;
 pub mod fetch;
+#[cfg(test)]
+mod fixture;
 pub mod handover;
 pub mod hardware;
 pub mod hotplug;
@@ -58,6 +61,7 @@ pub mod netlink;
 pub mod network;
 pub mod order;
 pub mod page;
+pub mod peers;
 pub mod plan;
 pub mod power;
 pub mod process;
@@ -65,6 +69,7 @@ pub mod ready;
 pub mod rescue;
 pub mod screen;
 pub mod server;
+pub mod source;
 pub mod supervisor;
 pub mod sys;
 pub mod verity;

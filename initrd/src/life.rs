@@ -14,7 +14,6 @@ use crate::{
     blocks::Blocks,
     boot, button, clock, control,
     failure::{Code, Halt},
-    fetch::FetchError,
     handover::{self, Handover},
     hotplug,
     journal::JOURNAL,
@@ -22,6 +21,7 @@ use crate::{
     order,
     power::{self, End},
     process::Cgroups,
+    source::FetchError,
     supervisor::{Event, Supervisor, Surroundings, note_up},
     watchdog,
 };
@@ -124,10 +124,11 @@ fn supervise(handover: &Handover) -> Result<End> {
             spawn_for_life("root", move || tell_of_fault(&blocks.next_fault(), reporter.clone()));
         }
         let blocks = handover.blocks.clone();
+        let shares = handover.blocks.clone();
         let (count, reporter) = (handover.services.len(), handover.reporter.clone());
         handover::report(reporter.clone());
         let up = move || {
-            note_up(count);
+            note_up(count, &shares.map(|blocks| blocks.shares()).unwrap_or_default());
             handover::report(reporter);
             if let Some(blocks) = blocks {
                 std::thread::spawn(move || settle(&blocks));
@@ -146,7 +147,7 @@ fn tell_of_fault(why: &FetchError, reporter: Option<handover::Reporter>) {
 
 /// When the machine is up: tells what it has read, if no order is recorded yet, and fetches what it did not need, if all is to be here.
 fn settle(blocks: &Blocks) {
-    let needed = blocks.fetched() >> 20;
+    let (needed, shares) = (blocks.fetched() >> 20, blocks.shares());
     if blocks.is_ordered() {
         std::thread::sleep(QUIET);
     } else {
@@ -154,15 +155,17 @@ fn settle(blocks: &Blocks) {
         tell_order(&blocks.order().to_string());
     }
     if !blocks.is_full() {
-        JOURNAL.say("root", &format!("the boot needed {needed} MiB"));
+        JOURNAL.say("root", &format!("the boot needed {needed} MiB{shares}"));
         return;
     }
     if blocks.fetch_rest(Duration::from_millis(20)) {
         blocks.sync();
-        let all = blocks.size() >> 20;
+        let (all, shares) = (blocks.size() >> 20, blocks.shares());
         JOURNAL.say(
             "root",
-            &format!("the boot needed {needed} MiB, all {all} MiB are here now; the server may go away"),
+            &format!(
+                "the boot needed {needed} MiB, all {all} MiB are here now; the server may go away{shares}"
+            ),
         );
     }
 }

@@ -265,6 +265,7 @@ mod tests {
             token: "t".into(),
             now: "2026-11-23T07:40:00Z".parse().unwrap(),
             nonce: "n".into(),
+            peers: vec![],
         }
     }
 

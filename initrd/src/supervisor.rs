@@ -469,9 +469,9 @@ async fn carry_output(service: String, output: std::os::fd::OwnedFd, show: bool)
     }
 }
 
-/// Notes that all services are up.
-pub fn note_up(count: usize) {
-    JOURNAL.reached(Stage::Services, &format!("{count} services are up"));
+/// Notes that all services are up, and where the root came from.
+pub fn note_up(count: usize, root: &str) {
+    JOURNAL.reached(Stage::Services, &format!("{count} services are up{root}"));
 }
 
 #[cfg(test)]

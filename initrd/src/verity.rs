@@ -100,6 +100,11 @@ impl Shape {
         format!("1 {device} {device} {BLOCK} {BLOCK} {blocks} {blocks} sha256 {hash} {salt}")
     }
 
+    /// The root hash in lower-case hex.
+    pub fn root_hash(&self) -> String {
+        hex::encode(self.root_hash)
+    }
+
     /// Root hash and salt as text: what one root has and no other.
     pub fn identity(&self) -> String {
         format!("{} {}", hex::encode(self.root_hash), hex::encode(&self.salt))

@@ -13,6 +13,7 @@ pub mod control;
 pub mod frame;
 pub mod journal;
 pub mod namespace;
+pub mod pace;
 pub mod qmp;
 pub mod screen;
 pub mod switch;
@@ -50,6 +51,8 @@ pub struct Plan {
     pub address: Ipv4Addr,
     /// Its prefix length.
     pub prefix: u8,
+    /// Megabits per second of the server's cable, each way; 0 is as fast as it goes.
+    pub server_mbit: u32,
     /// Workstations, all off.
     pub machines: Vec<Hardware>,
     /// The server's command line, program first; it runs in the lab's namespaces.
@@ -123,9 +126,10 @@ pub fn up(plan: Plan, ready: impl FnOnce()) -> Result<(), LabError> {
     let tap = tap::create(SERVER_INTERFACE).map_err(failed("making the lab's network (/dev/net/tun)"))?;
     tap::configure(SERVER_INTERFACE, plan.address, plan.prefix)?;
     let switch = Arc::new(Switch::default());
-    let (server_port, frames, _) = switch.plug();
+    let (server_port, frames, cable) = switch.plug();
+    cable.set_rate(plan.server_mbit);
     let output = tap.try_clone().map_err(failed("using the lab's network"))?;
-    std::thread::spawn(move || to_server(output, &frames));
+    std::thread::spawn(move || to_server(output, &frames, &cable));
     let input = switch.clone();
     std::thread::spawn(move || from_server(tap, &input, server_port));
 
@@ -231,8 +235,9 @@ fn wait_for_the_end(signals: &SigSet, server: &mut Child, log: &Path) -> Result<
     Ok(())
 }
 
-fn to_server(mut tap: File, frames: &Receiver<Queued>) {
+fn to_server(mut tap: File, frames: &Receiver<Queued>, cable: &switch::Cable) {
     while let Ok(frame) = frames.recv() {
+        cable.leave(frame.bytes.len());
         // The kernel refuses a frame while the interface is down: lost, as on a cable.
         drop(tap.write_all(&frame.bytes));
     }

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Each port has a reader and a bounded queue with a writer, so that a machine that does not listen costs its own
-//! frames only, as on a real switch. Faults of a cable (cut, loss, delay) act where frames leave for that port.
+//! frames only, as on a real switch. Faults of a cable (cut, loss, delay) act where frames leave for that port; its rate holds in both directions.
 
 use std::{
     collections::HashMap,
@@ -21,7 +21,7 @@ use std::{
 
 use labshift_model::MacAddr;
 
-use crate::frame;
+use crate::{frame, pace::Pace};
 
 /// Frames that wait for a port; about what a small switch holds.
 const QUEUE: usize = 2048;
@@ -47,6 +47,8 @@ pub struct Cable {
     loss_per_mille: AtomicU32,
     delay_us: AtomicU64,
     dice: AtomicU64,
+    /// Into the switch, and out of it.
+    paces: [Mutex<Pace>; 2],
 }
 
 impl Cable {
@@ -64,6 +66,27 @@ impl Cable {
     pub fn set_faults(&self, loss_per_mille: u32, delay: Duration) {
         self.loss_per_mille.store(loss_per_mille, Ordering::Relaxed);
         self.delay_us.store(u64::try_from(delay.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Carries so many megabits per second in each direction from now on; 0 is as fast as it goes.
+    pub fn set_rate(&self, mbit: u32) {
+        for pace in &self.paces {
+            *pace.lock().unwrap_or_else(PoisonError::into_inner) = Pace::of_mbit(mbit);
+        }
+    }
+
+    fn pace(&self, direction: usize, bytes: usize) {
+        let mut pace = self.paces[direction].lock().unwrap_or_else(PoisonError::into_inner);
+        let wait = pace.wait_after(bytes, Instant::now());
+        drop(pace);
+        if !wait.is_zero() {
+            std::thread::sleep(wait);
+        }
+    }
+
+    /// A frame leaves the switch by this cable: takes as long as it may.
+    pub fn leave(&self, bytes: usize) {
+        self.pace(1, bytes);
     }
 
     /// How long a frame is under way.
@@ -111,10 +134,14 @@ impl Switch {
     pub fn forward(&self, from: PortId, bytes: &[u8]) {
         let Some((destination, source)) = frame::addresses(bytes) else { return };
         let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some((_, cable)) = ports.get(from) else { return };
+        let Some(cable) = ports.get(from).map(|(_, cable)| cable.clone()) else { return };
+        drop(ports);
         if !cable.passes() {
             return;
         }
+        // Who sends faster waits here, as a card waits for its cable.
+        cable.pace(0, bytes.len());
+        let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if !frame::is_group(source) && (known.len() < ADDRESSES || known.contains_key(&source)) {
             known.insert(source, from);

@@ -236,6 +236,7 @@ impl Workstation {
                 let Ok(next) = frames.try_recv() else { break };
                 append(&mut batch, &next.bytes);
             }
+            self.cable.leave(batch.len());
             // A machine that lost its power in between takes nothing; its frames are gone, as on a real cable.
             drop(wire.write_all(&batch));
         }

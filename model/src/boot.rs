@@ -189,6 +189,9 @@ pub struct BootAnswer {
     pub now: Timestamp,
     /// The number that the machine asked with: an answer that was recorded earlier has another.
     pub nonce: String,
+    /// Machines of the segment that may give and take blocks of the same root; none where the site does not allow it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub peers: Vec<Ipv4Addr>,
 }
 
 /// A boot answer as it travels. The server signs it with a key of its own, which the initramfs knows: name, generation, token and

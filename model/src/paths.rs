@@ -20,6 +20,15 @@ pub const SAVED: &str = "/v1/saved";
 /// `POST /v1/guests/NAME/report`: a guest tells what it computed (JSON object), with its own token.
 pub const GUESTS: &str = "/v1/guests";
 
+/// Port at which a node gives blocks of its root to the machines that the server named, where the site allows it.
+pub const PEER_PORT: u16 = 8098;
+/// `GET /root/HASH` with a range of whole chunks, at a node's [`PEER_PORT`]; `HASH` is the root hash in hex.
+pub const PEER_ROOT: &str = "/root";
+/// `GET /root/HASH/held/ADDRESS` → a bit for each chunk that the node holds; `ADDRESS` is the asker's own.
+pub const PEER_HELD: &str = "/held";
+/// Most machines that a boot answer names as peers.
+pub const MOST_PEERS: usize = 62;
+
 /// Manifest of a generation, inside its directory.
 pub const MANIFEST: &str = "manifest.json";
 /// Detached [`crate::manifest::Signature`] (JSON) beside the manifest.

@@ -158,6 +158,9 @@ pub struct Room {
     pub desktop: String,
     /// `rcuda = true`: serve remote CUDA in compute hours.
     pub rcuda: bool,
+    /// `peers = false`: when true, its machines give blocks of their root to others of their network that boot the same image, and take
+    /// theirs from them. They listen at port 8098 then, for these machines only.
+    pub peers: bool,
     /// `grace = "2m"`: time a person gets between the warning and the end of the desktop, in seconds.
     pub grace_seconds: u32,
 }

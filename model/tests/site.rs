@@ -146,6 +146,41 @@ fn every_rule_has_its_message() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Peers are machines of rooms that allow it, in the same network, with the same image; in large sites each names those that name it.
+#[test]
+fn peers_are_named_where_rooms_allow_it() {
+    let site = |text: &str| Site::parse("site.toml", text).unwrap_or_else(|faults| panic!("{faults}"));
+    let example = site(EXAMPLE);
+    assert!(example.machines.iter().all(|m| example.peers_of(m).is_empty()), "nobody, unless it is said");
+    let allowed = EXAMPLE.replace("desktop = \"student\"", "desktop = \"student\"\npeers = true");
+    let both = site(&allowed);
+    assert_eq!(both.peers_of(&both.machines[0]), [both.machines[1].address]);
+    assert_eq!(both.peers_of(&both.machines[1]), [both.machines[0].address]);
+    let other_image = site(&allowed.replacen("image = \"lab\"", "image = \"compute\"", 1));
+    assert!(other_image.peers_of(&other_image.machines[0]).is_empty());
+    let one_room = site(&allowed.replacen("peers = true", "peers = false", 1));
+    assert!(one_room.machines.iter().all(|m| one_room.peers_of(m).is_empty()));
+
+    let machine = |n: u32| {
+        format!(
+            "[[machine]]\nname = \"pc-{n}\"\nroom = \"room-a\"\nmac = \"52:54:00:01:00:{n:02x}\"\naddress = \"10.78.0.{n}\"\n"
+        )
+    };
+    let network = "\n[[interface]]\nname = \"eth2\"\naddress = \"10.78.0.254/24\"\n";
+    let large = [&allowed, network, &(1..=100).map(machine).collect::<String>()].concat();
+    let large = site(&large);
+    assert_eq!(large.peers_of(&large.machines[0]).len(), 1, "the new ones are in another network");
+    let pcs = &large.machines[2..];
+    let named: Vec<_> = pcs.iter().map(|m| large.peers_of(m)).collect();
+    for (pc, peers) in pcs.iter().zip(&named) {
+        assert_eq!(peers.len(), 62);
+        for (other, theirs) in pcs.iter().zip(&named) {
+            assert_eq!(peers.contains(&other.address), theirs.contains(&pc.address));
+        }
+        assert!(!peers.contains(&pc.address));
+    }
+}
+
 #[test]
 fn all_mistakes_are_reported_at_once_where_they_are() {
     let text =

@@ -56,6 +56,7 @@ impl Directory for Everyone {
             token: format!("session-of-{from}"),
             now: jiff::Timestamp::now(),
             nonce: nonce.to_owned(),
+            peers: vec![],
         };
         Ok(SignedAnswer::sign(&answer, &ed25519_dalek::SigningKey::from_bytes(&[7; 32])))
     }

@@ -78,6 +78,7 @@ pub fn answer(change: impl FnOnce(&mut Manifest)) -> BootAnswer {
         token: "token".into(),
         now: "2026-11-23T07:40:00Z".parse().expect("a time"),
         nonce: String::new(),
+        peers: vec![],
     }
 }
 

@@ -147,6 +147,16 @@ impl TestLab {
         processes
     }
 
+    /// Bytes that the server has sent into the lab's network, as its kernel counts them.
+    pub fn server_sent(&self) -> u64 {
+        let counted = descendants(self.child.id()).into_iter().find_map(|(process, _)| {
+            let devices = fs::read_to_string(format!("/proc/{process}/net/dev")).ok()?;
+            let line = devices.lines().find_map(|line| line.trim().strip_prefix("lab0:"))?;
+            line.split_whitespace().nth(8)?.parse().ok()
+        });
+        counted.expect("a process in the lab's network")
+    }
+
     /// What a workstation wrote on its serial line so far.
     pub fn serial(&self, machine: &str) -> String {
         let bytes = fs::read(self.path(&format!("{machine}.serial.log"))).unwrap_or_default();

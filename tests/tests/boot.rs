@@ -39,6 +39,50 @@ fn a_machine_wakes_to_its_own_packet_only() {
     lab.lab(&["wait", "ws2", "magic-packet-ignored", "not armed"]);
 }
 
+/// Two machines start at once where the site allows peers: each takes from the other what that one has fetched, and the server sends much less
+/// than two roots.
+#[test]
+fn machines_that_start_at_once_share_the_root() {
+    let site = SITE.replace("grace = \"5s\"", "grace = \"5s\"\npeers = true");
+    // Compute hours without work: nothing happens but the boot.
+    let site = site.replace("[[guest]]\nname = \"primes\"\ntemplate = \"worker\"\n", "");
+    let lab = TestLab::up("peers", store(), &site, "manual:2026-11-23T15:00:00", &[]);
+    for machine in ["ws1", "ws2"] {
+        lab.lab(&["press", machine]);
+    }
+    let mut told = 0;
+    for machine in ["ws1", "ws2"] {
+        lab.lab(&["wait", machine, "serial", "MiB are here now; the server may go away"]);
+        let serial = lab.serial(machine);
+        let line = serial.lines().rfind(|line| line.contains("the server may go away")).unwrap_or_default();
+        println!("{machine}: {line}");
+        assert!(line.contains(" MiB from 1 peers") && !serial.contains("sent other bytes"), "{serial}");
+        let before = line.split(" MiB from the server").next().and_then(|text| text.rsplit(' ').next());
+        told += before.and_then(|mib| mib.parse::<u64>().ok()).expect("how much came from the server") << 20;
+    }
+    let size = |image: &str, names: &[&str]| -> u64 {
+        let generation =
+            fs::read_to_string(store().join("channels").join(image)).expect("reading the channel");
+        let directory = store().join("images").join(image).join(generation.trim());
+        names.iter().map(|name| fs::metadata(directory.join(name)).expect("reading a size").len()).sum()
+    };
+    let root = size("lab", &["root.erofs"]);
+    // The server's own count holds what else each of the two has fetched, and the heads of all frames.
+    let guest = size("guest-desktop", &["vmlinuz", "initrd.img", "root.erofs"]);
+    let others = 2 * (size("lab", &["vmlinuz", "initrd.img"]) + guest);
+    let sent = lab.server_sent();
+    println!(
+        "the server has sent {} MiB, others {} MiB; a root has {} MiB",
+        sent >> 20,
+        others >> 20,
+        root >> 20
+    );
+    assert!(
+        told < root * 16 / 10 && sent < (others + root * 16 / 10) * 106 / 100,
+        "{told} {sent} {others} {root}"
+    );
+}
+
 /// One flipped byte in the root: the nodes, one with a text screen and one with a graphics screen, refuse the image, and say
 /// which on the screen, on serial and at the server.
 #[test]

@@ -137,6 +137,7 @@ fn inside(arguments: &LabUp) -> Result<()> {
         directory: directory.clone(),
         address: site.server.address,
         prefix: site.server.prefix,
+        server_mbit: arguments.server_mbit,
         machines,
         server,
         server_ready: "labshift: dashboard".into(),

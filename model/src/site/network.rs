@@ -5,8 +5,8 @@ use std::{fmt, net::Ipv4Addr};
 
 use toml::Spanned;
 
-use super::{Server, Site, read::duration};
-use crate::fault::Section;
+use super::{Server, Site, Workstation, read::duration};
+use crate::{fault::Section, paths::MOST_PEERS};
 
 /// `[[interface]]`: one more network card of this server, with a lab's network behind it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -165,6 +165,26 @@ impl Site {
                 Way { from: i.server.address, to: i.server.broadcast(), link: Link::Interface(&i.name) }
             }
             None => Way { from: self.server.address, to: self.server.broadcast(), link: Link::Main },
+        }
+    }
+
+    /// The machines with which this one may share blocks of its root, by address: of rooms that allow it, in its network, with its image. The
+    /// nearest in the file, before and after it, so that each of two machines names the other.
+    pub fn peers_of(&self, machine: &Workstation) -> Vec<Ipv4Addr> {
+        let shares = |name: &str| self.room(name).filter(|room| room.peers);
+        let Some(own) = shares(&machine.room) else { return vec![] };
+        let networks = self.networks();
+        let network = |address| networks.0.iter().position(|n| n.contains(address));
+        let same = |other: &&Workstation| {
+            shares(&other.room).is_some_and(|room| room.image == own.image)
+                && network(other.address) == network(machine.address)
+        };
+        let all: Vec<Ipv4Addr> = self.machines.iter().filter(same).map(|m| m.address).collect();
+        let Some(place) = all.iter().position(|a| *a == machine.address) else { return vec![] };
+        let ring = [&all[place + 1..], &all[..place]].concat();
+        match ring.len().checked_sub(MOST_PEERS) {
+            Some(further @ 1..) => [&ring[..MOST_PEERS / 2], &ring[MOST_PEERS / 2 + further..]].concat(),
+            _ => ring,
         }
     }
 

@@ -184,6 +184,7 @@ fn room(
     let schedule = schedules.refer(&table, "schedule");
     let desktop = templates.refer_role(&table, "desktop", all_templates, Role::Desktop);
     let rcuda = table.boolean("rcuda").unwrap_or(true);
+    let peers = table.boolean("peers").unwrap_or(false);
     let grace_seconds = duration(&table, "grace", 0..=3600).unwrap_or(120);
     table.close();
     let name = name?;
@@ -194,6 +195,7 @@ fn room(
         schedule: schedule?,
         desktop: desktop?,
         rcuda,
+        peers,
         grace_seconds,
     };
     Some((room, name))

@@ -102,6 +102,7 @@ impl Directory for Site {
             token: "secret".to_owned(),
             now: NOW,
             nonce: nonce.to_owned(),
+            peers: vec![],
         };
         Ok(SignedAnswer::sign(&answer, &key))
     }

@@ -2,10 +2,13 @@
 //! Debian live system with the same packages in turn, in the same kind of machine (QEMU without KVM, 2 processors, 3 GiB).
 //!
 //! Both kernels are started by QEMU itself, and both fetch their root over HTTP from this program; times are the machine's own, since
-//! its kernel started. `bench-boot [RUNS]`, 3 when not given.
+//! its kernel started. `bench-boot [RUNS]`, 3 when not given; `bench-boot room [RUNS]` measures the room that starts at once only, for which this
+//! must run as root.
 //!
 //! The first boot of ours records in which order it reads its root; the boots that count follow it. In each run stands one without the order
 //! beside it: what the order is worth.
+
+mod room;
 
 use std::{path::Path, process::ExitCode};
 
@@ -30,7 +33,28 @@ struct Boot {
 }
 
 fn main() -> ExitCode {
-    let runs = std::env::args().nth(1).and_then(|n| n.parse().ok()).unwrap_or(3).max(1);
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let room_only = words.first().is_some_and(|word| word == "room");
+    let runs = words.last().and_then(|n| n.parse().ok()).unwrap_or(3).max(1);
+    if !room_only {
+        return boots(runs);
+    }
+    let saved = std::fs::read_to_string(root().join("target/bench/boot-order")).unwrap_or_default();
+    let order = if saved.is_empty() { labshift("").1 } else { saved };
+    measured(room::measure(runs, &order))
+}
+
+fn measured(room: anyhow::Result<()>) -> ExitCode {
+    match room {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("bench-boot: the room was not measured: {why:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn boots(runs: usize) -> ExitCode {
     let peer = root().join("target/bench/peer");
     let has_peer = peer.join("filesystem.squashfs").exists();
     if !has_peer {
@@ -53,16 +77,19 @@ fn main() -> ExitCode {
         }
     }
     let (ours, theirs, unordered) = (median(&ours), median(&theirs), median(&unordered));
-    let against = |name: &str, unit: &str, ours: f64, theirs: f64, share: f64| {
-        println!("figure peer-{name} {theirs:.1} {unit} goal >= 0 met");
-        figure(name, ours, unit, theirs * share);
-    };
     if has_peer {
-        against("ready", "s", ours.ready, theirs.ready, 0.2);
-        against("fetched", "MiB", ours.fetched, theirs.fetched, 0.25);
-        against("memory-idle", "MiB", ours.memory, theirs.memory, 1.0 / 3.0);
-        against("switches-idle", "/s", ours.switches, theirs.switches, 1.0 / 3.0);
         println!("figure peer-processes-idle {:.0} processes goal >= 0 met", theirs.processes);
+        for (name, unit, field, share) in [
+            ("ready", "s", (|b| b.ready) as fn(&Boot) -> f64, 0.2),
+            ("fetched", "MiB", |b| b.fetched, 0.25),
+            ("memory-idle", "MiB", |b| b.memory, 1.0 / 3.0),
+            ("switches-idle", "/s", |b| b.switches, 1.0 / 3.0),
+        ] {
+            let peer = field(&theirs);
+            println!("figure peer-{name} {peer:.1} {unit} goal >= 0 met");
+            figure(name, field(&ours), unit, peer * share);
+            figure(&format!("{name}-without-order"), field(&unordered), unit, peer * share);
+        }
     }
     for (name, unit, with, without) in [
         ("ready-with-order", "s", ours.ready, unordered.ready),
@@ -71,9 +98,11 @@ fn main() -> ExitCode {
         println!("figure {name}-against {without:.1} {unit} goal >= 0 met");
         figure(name, with, unit, without);
     }
-    figure("init-to-root", ours.mounted, "s", 1.5);
-    figure("processes-idle", ours.processes, "processes", 8.0);
-    ExitCode::SUCCESS
+    for (name, boot) in [("", ours), ("-without-order", unordered)] {
+        figure(&format!("init-to-root{name}"), boot.mounted, "s", 1.5);
+        figure(&format!("processes-idle{name}"), boot.processes, "processes", 8.0);
+    }
+    measured(room::measure(runs, &order))
 }
 
 fn figure(name: &str, value: f64, unit: &str, bound: f64) {
@@ -82,11 +111,7 @@ fn figure(name: &str, value: f64, unit: &str, bound: f64) {
 }
 
 fn median(boots: &[Boot]) -> Boot {
-    let of = |field: fn(&Boot) -> f64| {
-        let mut values: Vec<f64> = boots.iter().map(field).collect();
-        values.sort_by(f64::total_cmp);
-        values.get(values.len() / 2).copied().unwrap_or_default()
-    };
+    let of = |field: fn(&Boot) -> f64| middle(boots.iter().map(field).collect());
     Boot {
         ready: of(|b| b.ready),
         mounted: of(|b| b.mounted),
@@ -95,6 +120,11 @@ fn median(boots: &[Boot]) -> Boot {
         memory: of(|b| b.memory),
         switches: of(|b| b.switches),
     }
+}
+
+fn middle(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
 const MIB: f64 = 1024.0 * 1024.0;
