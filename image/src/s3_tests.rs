@@ -72,13 +72,16 @@ fn addresses() {
     }
 }
 
+/// Path, hash and parts of an upload.
+type Upload = (String, String, BTreeMap<u32, Vec<u8>>);
+
 /// What a service holds.
 #[derive(Default)]
 struct Held {
     /// Path to bytes and the hash that the client gave with them.
     objects: BTreeMap<String, (Vec<u8>, String)>,
-    /// Uploads that are not complete: path, hash, parts.
-    uploads: BTreeMap<String, (String, String, BTreeMap<u32, Vec<u8>>)>,
+    /// Uploads that are not complete.
+    uploads: BTreeMap<String, Upload>,
     /// Methods and targets of all requests.
     asked: Vec<String>,
     /// The part that is refused, for a test of that.
