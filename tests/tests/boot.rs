@@ -195,6 +195,26 @@ fn an_ended_demo_leaves_nothing() {
     processes.iter().for_each(|(id, _)| wait_for_end_of(*id));
 }
 
+/// The smallest host by itself, as its maker looks at it: `image run` ends when its runtime is ready.
+#[test]
+fn image_run_boots_the_compute_recipe_to_its_end() {
+    let place = root().join("target/test-lab/compute");
+    let (store, recipe) = (place.join("store"), root().join("recipes/compute.toml"));
+    let mut build = Command::new(labshift());
+    assert!(
+        build.args(["image", "build"]).arg(recipe).arg("-o").arg(&store).status().expect("a build").success()
+    );
+    let guard = labshift_tests::GUARD.as_secs().to_string();
+    let mut run = Command::new("timeout");
+    run.arg(guard).arg(labshift()).args(["image", "run", "compute", "--until", "labshift-runtime ready"]);
+    let ended =
+        run.arg("-o").arg(&store).arg("--output").arg(place.join("lab")).output().expect("starting it");
+    let said = String::from_utf8_lossy(&[ended.stdout, ended.stderr].concat()).into_owned();
+    println!("{said}");
+    assert!(ended.status.success() && said.contains("running from the new root"), "{}", ended.status);
+    assert!(said.contains("labshift-runtime ready kvm ok"), "no runtime with KVM");
+}
+
 /// Whatever ends a lab, nothing of it stays, and the next one finds its place free.
 #[test]
 fn a_killed_lab_leaves_nothing() {

@@ -49,8 +49,8 @@ fn outside(arguments: &LabUp) -> Result<()> {
     let site = site::read(&arguments.site)?;
     let firmware = firmware(&arguments.firmware)?;
     let disks = disks(&arguments.disk)?;
-    let said = firmware.keys().map(|n| ("firmware", n)).chain(disks.keys().map(|n| ("disk", n)));
-    for (option, stranger) in said.filter(|(_, name)| site.machine(name).is_none()) {
+    let mut said = firmware.keys().map(|n| ("firmware", n)).chain(disks.keys().map(|n| ("disk", n)));
+    if let Some((option, stranger)) = said.find(|(_, name)| site.machine(name).is_none()) {
         bail!("--{option} {stranger}=...: {} has no machine of that name", arguments.site.display());
     }
     if !arguments.store.is_dir() {
