@@ -300,7 +300,7 @@ pub enum Node {
         /// The challenge that the machine shows; its serial line and the boot's log at the server have it, too.
         #[arg(required = true, num_args = 1..)]
         challenge: Vec<String>,
-        /// Private key in OpenSSH's form, whose public half the recipe names ([rescue] keys) [default: ~/.ssh/id_ed25519].
+        /// Private key in OpenSSH's form, whose public half the recipe names (`[rescue] keys`) [default: ~/.ssh/id_ed25519].
         #[arg(long)]
         key: Option<PathBuf>,
     },

@@ -37,7 +37,7 @@ impl Blocks {
         order
     }
 
-    /// Fetches in the recorded order until all of it is here, something goes wrong, or [`Blocks::forget_order`]. Several threads may do it.
+    /// Fetches in the recorded order until all of it is here, something goes wrong, or [`Blocks::abandon`]. Several threads may do it.
     pub fn prefetch(&self) {
         while let Some(claim) = self.next_planned() {
             // Whoever needs what did not come asks for it again, and is told.
