@@ -511,7 +511,7 @@ pub struct RebootRequest {
 pub enum BootTarget {
     /// Its room's image.
     Room,
-    /// Its own disk: the boot plane gives it an address and nothing to boot, and nobody wakes it.
+    /// Its own disk: the boot plane sends its firmware on to it, and nobody wakes it.
     Disk,
     /// This host image.
     Image {
