@@ -187,7 +187,7 @@ fn kea(scratch: &Path, leases: &str) -> Ends {
     let text = format!(
         r#"{{ "Dhcp4": {{ "interfaces-config": {{ "interfaces": [ "client0" ] }},
         "lease-database": {{ "type": "memfile", "persist": true, "name": "{leases}" }}, "valid-lifetime": 3600,
-        "subnet4": [ {{ "subnet": "10.77.0.0/24", "pools": [ {{ "pool": "10.77.0.100 - 10.77.0.150" }} ] }} ] }} }}"#
+        "subnet4": [ {{ "id": 1, "subnet": "10.77.0.0/24", "pools": [ {{ "pool": "10.77.0.100 - 10.77.0.150" }} ] }} ] }} }}"#
     );
     let file = scratch.join("kea.json");
     fs::write(&file, text).expect("its settings");
