@@ -25,9 +25,10 @@ use crate::{
     failure::{Code, Halt, backoff_seconds},
     fetch,
     handover::{self, Handover},
+    idle,
     journal::JOURNAL,
     link::{self, Port},
-    modules::Loader,
+    modules::{self, Loaded, Loader},
     mount::{self, Upper},
     nbd, network,
     peers::Swarm,
@@ -78,6 +79,7 @@ pub fn run() -> Handover {
         JOURNAL.say("init", &format!("{why:#}"));
     }
     JOURNAL.open_consoles(Path::new("/"));
+    idle::settle(Path::new("/"));
     let release = kernel_release();
     let memory =
         fs::read_to_string("/proc/meminfo").ok().and_then(|t| mount::available_memory(&t)).unwrap_or(0);
@@ -163,24 +165,41 @@ fn attempt(cmdline: &Cmdline, release: &str, agent: &Agent, known: &mut Known) -
     }
 }
 
-/// Loads what the hardware asks for. The initramfs holds drivers for network and disks only.
+/// Loads what the hardware asks for. The initramfs holds drivers for network and disks, and KVM, which loads while the others get us to
+/// the server.
 fn load_modules(release: &str) -> Result<Loader, Halt> {
     let halt = |sentence: String| Halt::new(Stage::Modules, Code::Module, sentence);
     let mut loader = Loader::open(Path::new("/"), release)
         .map_err(|e| halt(format!("the initramfs has no module index for kernel {release}: {e}")))?;
-    let (loaded, refused) = loader.coldplug(Path::new("/"));
-    for why in refused {
+    // KVM is a second's work on a slow machine: it loads while the network is awaited, see [`load_meanwhile`].
+    loader.leave(modules::alias_of_processors(Path::new("/")));
+    let loaded = loader.coldplug(Path::new("/"));
+    for why in &loaded.refused {
         JOURNAL.say("modules", &why.to_string());
     }
-    let names: Vec<_> = loaded.into_iter().collect();
-    JOURNAL.reached(Stage::Modules, &format!("hardware: {}", names.join(" ")));
+    JOURNAL.reached(Stage::Modules, &format!("hardware: {loaded}"));
     Ok(loader)
+}
+
+/// Loads modules beside the way to the root: by name, or what an alias asks for. What does not load here is loaded from the root, and
+/// named then.
+fn load_meanwhile(release: &str, wanted: impl IntoIterator<Item = String>) {
+    let (release, wanted) = (release.to_owned(), wanted.into_iter().collect::<Vec<_>>());
+    std::thread::spawn(move || {
+        let Ok(mut loader) = Loader::open(Path::new("/"), &release) else { return };
+        let mut loaded = Loaded::default();
+        loader.load_for(wanted, &mut loaded);
+        loaded.tell("meanwhile");
+    });
 }
 
 /// Loads the file systems and what the root stands on. The crypto modules are accelerators: the kernel has its own code.
 fn load_root_modules(loader: &mut Loader, more: &[&str]) -> Result<(), Halt> {
+    let cpuinfo = modules::cpuinfo();
     for optional in ["efi_pstore", "crc32c_intel", "crc32c_generic", "sha256_ssse3", "af_packet"] {
-        let _ = loader.load(optional);
+        if modules::fits_processor(optional, &cpuinfo) {
+            let _ = loader.load(optional);
+        }
     }
     for module in ["dm_verity", "erofs", "overlay"].iter().chain(more) {
         loader.load(module).map_err(|e| Halt::new(Stage::RootMounted, Code::Module, e.to_string()))?;
@@ -197,7 +216,8 @@ fn from_network(
 ) -> Result<Handover, Halt> {
     let ports = network::raise(cmdline)?;
     // The cable needs its time; the file system modules load meanwhile.
-    load_root_modules(loader, &["loop"])?;
+    load_root_modules(loader, &["loop", "nbd"])?;
+    load_meanwhile(release, modules::alias_of_processors(Path::new("/")));
     network::wait_for_link(&ports)?;
     let trust = Trust::read(Path::new("/"));
     let mut was_unknown = false;
@@ -242,6 +262,7 @@ fn from_network(
             short(&answer.generation)
         ),
     );
+    load_meanwhile(release, manifest.modules.clone());
     let blocks = std::thread::scope(|scope| {
         // The first report travels while the root comes.
         scope.spawn(|| known.report(agent));
@@ -312,8 +333,7 @@ fn fetch_and_mount(
         let (cache, found) = found.map_or((None, None), |(cache, found)| (cache, Some(found)));
         let peers = (!answer.peers.is_empty())
             .then(|| Swarm::new(own, &answer.peers, paths::PEER_PORT, shape.root_hash()));
-        let blocks =
-            mount_as_it_comes(source, shape.clone(), (policy, cache), peers, &order, loader, &image)?;
+        let blocks = mount_as_it_comes(source, shape.clone(), (policy, cache), peers, &order, &image)?;
         swap(found.as_ref(), (policy == Policy::Disk).then_some(&shape));
         return Ok(Some(blocks));
     }
@@ -418,10 +438,8 @@ fn mount_as_it_comes(
     (policy, cache): (Policy, Option<disk::Cache>),
     peers: Option<Arc<Swarm>>,
     order: &BootOrder,
-    loader: &mut Loader,
     image: &str,
 ) -> Result<Arc<Blocks>, Halt> {
-    loader.load("nbd").map_err(|e| Halt::new(Stage::RootMounted, Code::Module, e.to_string()))?;
     let fetch_failed =
         |stage, why: &FetchError| Halt::new(stage, Code::of_fetch(why), format!("{image}: {why}"));
     let blocks = Blocks::open(source, shape.clone(), policy, cache);
@@ -505,15 +523,10 @@ fn enter_root() -> Result<(), Halt> {
     Ok(())
 }
 
-/// The kernel asks for modules by running a program: a copy of this one, which outlives the initramfs.
+/// The kernel asks for modules by running a program: this one, which outlives the initramfs as long as it runs.
 fn serve_module_requests() {
-    let set = || -> Result<()> {
-        let path = "/run/labshift/modprobe";
-        fs::copy("/proc/self/exe", path).context("copying init")?;
-        fs::write("/proc/sys/kernel/modprobe", path).context("naming it to the kernel")
-    };
-    if let Err(why) = set() {
-        JOURNAL.say("modules", &format!("the kernel's own module requests stay unanswered: {why:#}"));
+    if let Err(why) = fs::write("/proc/sys/kernel/modprobe", "/proc/1/exe") {
+        JOURNAL.say("modules", &format!("the kernel's own module requests stay unanswered: {why}"));
     }
 }
 

@@ -10,7 +10,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use anyhow::{Context, Result};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::inotify::{AddWatchFlags, InitFlags, Inotify},
+};
 
 /// `KEY_POWER`.
 const POWER_KEY: usize = 116;
@@ -46,10 +50,20 @@ fn devices(sysroot: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Waits until the button is pressed. Looks for new devices every few seconds: keyboards come and go.
-pub fn wait(sysroot: &Path) {
+/// Waits until the button is pressed. Keyboards come and go: the kernel tells (inotify), and only then are they looked at again.
+pub fn wait(sysroot: &Path) -> Result<()> {
+    let directory = sysroot.join("dev/input");
+    // The first device would make it.
+    fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
+    let changes =
+        Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).context("asking for changes")?;
+    changes
+        .add_watch(&directory, AddWatchFlags::IN_CREATE | AddWatchFlags::IN_DELETE)
+        .with_context(|| format!("watching {}", directory.display()))?;
     let mut open: HashMap<PathBuf, File> = HashMap::new();
     loop {
+        // All of them are forgotten by looking at all devices.
+        let _ = changes.read_events();
         let present = devices(sysroot);
         open.retain(|path, _| present.contains(path));
         for path in present {
@@ -59,13 +73,14 @@ pub fn wait(sysroot: &Path) {
                 open.insert(path, file);
             }
         }
-        let mut fds: Vec<_> = open.values().map(|f| PollFd::new(f.as_fd(), PollFlags::POLLIN)).collect();
-        let _ = poll(&mut fds, PollTimeout::from(5_000u16));
+        let all = open.values().map(AsFd::as_fd).chain([changes.as_fd()]);
+        let mut fds: Vec<_> = all.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        let _ = poll(&mut fds, PollTimeout::NONE);
         let mut gone = Vec::new();
         for (path, file) in &mut open {
             let mut events = [0; EVENT * 64];
             match file.read(&mut events) {
-                Ok(length) if pressed(&events[..length]) => return,
+                Ok(length) if pressed(&events[..length]) => return Ok(()),
                 Ok(0) => gone.push(path.clone()),
                 Err(e) if e.kind() != std::io::ErrorKind::WouldBlock => gone.push(path.clone()),
                 _ => {}

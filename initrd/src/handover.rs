@@ -30,7 +30,7 @@ use crate::{
     kexec::Next,
     lease,
     link::Port,
-    modules::Loader,
+    modules::{self, Loader},
     netlink, process,
     server::{self, Trust},
     sys,
@@ -236,8 +236,8 @@ pub fn load_modules(release: &str, named: &[String]) -> Option<Loader> {
         }
     };
     let mut loaded = vec![];
-    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    for module in named.iter().filter(|m| fits_processor(m, &cpuinfo)) {
+    let cpuinfo = modules::cpuinfo();
+    for module in named.iter().filter(|m| modules::fits_processor(m, &cpuinfo)) {
         match loader.load(module) {
             Ok(true) => loaded.push(module.as_str()),
             // Built into the kernel, most likely.
@@ -252,18 +252,6 @@ pub fn load_modules(release: &str, named: &[String]) -> Option<Loader> {
     // The other device nodes bring their modules with them, when a guest wants one.
     say_failure("device nodes", loader.make_nodes(Path::new("/dev")).context("making them"));
     Some(loader)
-}
-
-/// False for the hypervisor module of the other maker's processors: a recipe names both, and trying costs a second on a slow
-/// machine.
-fn fits_processor(module: &str, cpuinfo: &str) -> bool {
-    let needed = match module {
-        "kvm_intel" | "kvm-intel" => "vmx",
-        "kvm_amd" | "kvm-amd" => "svm",
-        _ => return true,
-    };
-    let flags = cpuinfo.lines().find(|l| l.starts_with("flags")).unwrap_or_default();
-    flags.split_whitespace().any(|flag| flag == needed)
 }
 
 /// libvirt's QEMU user reaches /dev/kvm by its group; without it libvirt takes KVM for broken.
@@ -321,13 +309,6 @@ pub fn note_network(path: &Path, network: &Network) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_the_processors_own_hypervisor_is_loaded() {
-        let amd = "processor : 0\nflags\t\t: fpu svm sse2\n";
-        assert!(fits_processor("kvm_amd", amd) && fits_processor("tun", amd) && fits_processor("tun", ""));
-        assert!(!fits_processor("kvm_intel", amd) && !fits_processor("kvm-amd", "flags : fpu"));
-    }
 
     #[test]
     fn machine_ids_are_stable_and_of_the_documented_form() {

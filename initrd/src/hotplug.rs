@@ -31,13 +31,12 @@ pub fn serve(loader: &mut Loader, sysroot: &Path, after: impl Fn()) -> Result<()
         .context("listening to the kernel's announcements")?;
     let mut message = vec![0; 16 * 1024];
     loop {
-        let (loaded, refused) = loader.coldplug(sysroot);
-        if !loaded.is_empty() {
-            let names: Vec<_> = loaded.into_iter().collect();
-            JOURNAL.say("modules", &format!("hardware: {}", names.join(" ")));
+        let loaded = loader.coldplug(sysroot);
+        loaded.tell("hardware");
+        if !loaded.names.is_empty() {
             after();
         }
-        for why in refused {
+        for why in loaded.refused {
             JOURNAL.say("modules", &format!("not loaded: {why}"));
         }
         // Announcements that were lost in a burst do no harm: the list is read whole.

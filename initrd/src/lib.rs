@@ -28,6 +28,7 @@
 //! | [`clock`] | a guest's time after a pause |
 //! | [`life`] | all of it, in order; [`plan`] says it without doing it |
 //! | [`power`], [`button`], [`kexec`] | the end; the next kernel without firmware |
+//! | [`idle`] | what the kernel does when nobody wants anything |
 //! | [`watchdog`], [`crash`] | the end of a machine that hangs; what its kernel said last |
 //! | [`sys`] | the crate's unsafe code |
 
@@ -49,6 +50,7 @@ mod fixture;
 pub mod handover;
 pub mod hardware;
 pub mod hotplug;
+pub mod idle;
 pub mod journal;
 pub mod kexec;
 pub mod lease;

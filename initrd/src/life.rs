@@ -23,7 +23,7 @@ use crate::{
     process::Cgroups,
     source::FetchError,
     supervisor::{Event, Supervisor, Surroundings, note_up},
-    watchdog,
+    sys, watchdog,
 };
 
 /// Seconds between a fault of init itself and the reboot.
@@ -107,14 +107,19 @@ fn supervise(handover: &Handover) -> Result<End> {
             let loader = handover::load_modules(&boot::kernel_release(), &named);
             let _ = events.send(Event::Modules);
             let Some(mut loader) = loader else { return wait_for_ever() };
+            // Screens and keyboards must not hold up the services.
+            sys::give_way();
             if let Err(why) = hotplug::serve(&mut loader, Path::new("/"), handover::open_devices) {
                 JOURNAL.say("modules", &format!("{why:#}"));
             }
         });
         let events = supervisor.events();
-        spawn_for_life("button", move || {
-            button::wait(Path::new("/"));
-            let _ = events.send(Event::Button);
+        spawn_for_life("button", move || match button::wait(Path::new("/")) {
+            Ok(()) => drop(events.send(Event::Button)),
+            Err(why) => {
+                JOURNAL.say("button", &format!("not listened to: {why:#}"));
+                wait_for_ever();
+            }
         });
         let (asking, requests) = mpsc::channel(16);
         let listener = control::listen(Path::new(paths::INIT_SOCKET))?;

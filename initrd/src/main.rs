@@ -8,10 +8,9 @@ use labshift_model::paths;
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let called = Path::new(words.first().copied().unwrap_or_default()).file_name();
-    match (std::process::id(), called.and_then(|n| n.to_str()), words.get(1..).unwrap_or_default()) {
+    match (std::process::id(), words.get(1..).unwrap_or_default()) {
         (1, ..) => life::live(),
-        (_, _, ["--ask", request]) => match control::ask_init(Path::new(paths::INIT_SOCKET), request) {
+        (_, ["--ask", request]) => match control::ask_init(Path::new(paths::INIT_SOCKET), request) {
             Ok(reply) => {
                 println!("{reply}");
                 ExitCode::SUCCESS
@@ -21,8 +20,8 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
-        // The kernel's own form: modprobe -q -- ALIAS.
-        (_, Some("modprobe"), [.., alias]) => match boot::modprobe(alias) {
+        // As the kernel asks (`call_modprobe`).
+        (_, ["-q", "--", alias]) => match boot::modprobe(alias) {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::FAILURE,
             Err(why) => {
@@ -30,7 +29,7 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
-        (_, _, ["--sysroot", sysroot, "--cmdline", text]) => plan::print(Path::new(sysroot), text),
+        (_, ["--sysroot", sysroot, "--cmdline", text]) => plan::print(Path::new(sysroot), text),
         _ => {
             eprintln!(
                 "init runs as PID 1 of a labshift machine.\n\

@@ -19,7 +19,7 @@ use nix::{
     sys::stat::{Mode, SFlag, makedev, mknod},
 };
 
-use crate::sys;
+use crate::{journal::JOURNAL, sys};
 
 /// What depmod knows of one kernel's modules.
 #[derive(Debug, Default)]
@@ -221,6 +221,31 @@ pub struct NotLoaded {
     pub why: std::io::Error,
 }
 
+/// What came of loading for devices.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// Modules that are there now.
+    pub names: BTreeSet<String>,
+    /// Modules that did not load.
+    pub refused: Vec<NotLoaded>,
+}
+
+impl Loaded {
+    /// Tells which modules are there, if any.
+    pub fn tell(&self, whose: &str) {
+        if !self.names.is_empty() {
+            JOURNAL.say("modules", &format!("{whose}: {}", self));
+        }
+    }
+}
+
+impl std::fmt::Display for Loaded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<&str> = self.names.iter().map(String::as_str).collect();
+        f.write_str(&names.join(" "))
+    }
+}
+
 /// The modules of the running kernel, and which of them this process has loaded.
 #[derive(Debug)]
 pub struct Loader {
@@ -257,38 +282,48 @@ impl Loader {
         let order: Vec<String> = self.index.order(module).iter().map(|&p| p.to_owned()).collect();
         for relative in &order {
             if !self.done.contains(relative) {
-                let path = self.directory.join(relative);
-                load_file(&path).map_err(|why| NotLoaded { path, why })?;
+                // One that another loader has loaded, perhaps from another root, would be read whole only to be refused.
+                if !is_live(&name_of(relative)) {
+                    let path = self.directory.join(relative);
+                    load_file(&path).map_err(|why| NotLoaded { path, why })?;
+                }
                 self.done.insert(relative.clone());
             }
         }
         Ok(!order.is_empty())
     }
 
-    /// Loads whatever the devices of `/sys` ask for, until no new device appears. A driver that refuses its device is named
-    /// in the result, and does not stop the others. Crypto accelerators of the CPU are left to those who ask for them: the kernel
-    /// requests them by name, and a machine has a dozen.
-    pub fn coldplug(&mut self, sysroot: &Path) -> (BTreeSet<String>, Vec<NotLoaded>) {
-        let (mut loaded, mut refused) = (BTreeSet::new(), Vec::new());
+    /// Loads whatever the devices of `/sys` ask for, until no new one appears; see [`Loader::load_for`].
+    pub fn coldplug(&mut self, sysroot: &Path) -> Loaded {
+        let mut all = Loaded::default();
         loop {
-            let new: Vec<String> =
-                modaliases(sysroot).into_iter().filter(|a| self.seen_aliases.insert(a.clone())).collect();
+            let aliases = modaliases(sysroot).into_iter();
+            let new: Vec<String> = aliases.filter(|a| self.seen_aliases.insert(a.clone())).collect();
             if new.is_empty() {
-                return (loaded, refused);
+                return all;
             }
-            let index = self.index();
-            let modules: BTreeSet<String> = new.iter().flat_map(|a| index.wanted(a)).collect();
-            for module in modules {
-                if self.index.is_accelerator(&module) {
-                    continue;
-                }
-                match self.load(&module) {
-                    Ok(true) => {
-                        loaded.insert(module);
-                    }
-                    Ok(false) => {}
-                    Err(why) => refused.push(why),
-                }
+            self.load_for(new, &mut all);
+        }
+    }
+
+    /// [`Loader::coldplug`] takes no notice of these.
+    pub fn leave(&mut self, aliases: impl IntoIterator<Item = String>) {
+        self.seen_aliases.extend(aliases);
+    }
+
+    /// Loads what these aliases ask for. A driver that refuses its device is named in the result, and does not stop the others. Crypto
+    /// accelerators of the CPU are left to those who ask for them: the kernel requests them by name, and a machine has a dozen.
+    pub fn load_for(&mut self, aliases: impl IntoIterator<Item = String>, all: &mut Loaded) {
+        let (index, cpuinfo) = (self.index(), cpuinfo());
+        let modules: BTreeSet<String> = aliases.into_iter().flat_map(|a| index.wanted(&a)).collect();
+        for module in modules {
+            if self.index.is_accelerator(&module) || !fits_processor(&module, &cpuinfo) {
+                continue;
+            }
+            match self.load(&module) {
+                Ok(true) => drop(all.names.insert(module)),
+                Ok(false) => {}
+                Err(why) => all.refused.push(why),
             }
         }
     }
@@ -347,8 +382,39 @@ fn load_file(path: &Path) -> std::io::Result<()> {
     }
 }
 
+/// True for a module that is loaded and has started.
+fn is_live(name: &str) -> bool {
+    let state = Path::new("/sys/module").join(name).join("initstate");
+    fs::read_to_string(state).is_ok_and(|state| state.trim() == "live")
+}
+
 fn is_compressed(path: &Path) -> bool {
     path.extension().is_some_and(|e| e != "ko")
+}
+
+/// What the kernel says of the processors.
+pub fn cpuinfo() -> String {
+    fs::read_to_string("/proc/cpuinfo").unwrap_or_default()
+}
+
+/// False for a module that this processor has no use for: the hypervisor of the other maker's processors, of which a recipe names both
+/// (trying costs a second on a slow machine); SHA-256 by vector instructions, where there are none made for it (an emulator takes longer for
+/// those than for the kernel's own code).
+pub fn fits_processor(module: &str, cpuinfo: &str) -> bool {
+    let needed = match name_of(module).as_str() {
+        "kvm_intel" => "vmx",
+        "kvm_amd" => "svm",
+        "sha256_ssse3" => "sha_ni",
+        _ => return true,
+    };
+    let flags = cpuinfo.lines().find(|l| l.starts_with("flags")).unwrap_or_default();
+    flags.split_whitespace().any(|flag| flag == needed)
+}
+
+/// What the processors ask for.
+pub fn alias_of_processors(sysroot: &Path) -> Option<String> {
+    let alias = fs::read_to_string(sysroot.join("sys/devices/system/cpu/modalias")).ok()?;
+    Some(alias.trim().to_owned())
 }
 
 /// The modalias of every device that the kernel knows.
@@ -385,6 +451,14 @@ mod tests {
         index.read_nodes(alias);
         let node = |path: &str, minor| Node { path: path.into(), major: 10, minor };
         assert_eq!(index.nodes, [node("net/tun", 200), node("vhost-net", 238)]);
+    }
+
+    #[test]
+    fn only_what_the_processor_has_a_use_for_is_loaded() {
+        let amd = "processor : 0\nflags\t\t: fpu svm sse2\n";
+        assert!(fits_processor("kvm_amd", amd) && fits_processor("tun", amd) && fits_processor("tun", ""));
+        assert!(!fits_processor("kvm_intel", amd) && !fits_processor("kvm-amd", "flags : fpu"));
+        assert!(!fits_processor("sha256-ssse3", amd) && fits_processor("sha256_ssse3", "flags : sha_ni"));
     }
 
     const DEP: &str = "kernel/drivers/net/virtio_net.ko: kernel/net/core/failover.ko kernel/drivers/net/net_failover.ko\n\

@@ -20,6 +20,8 @@ const CONNECTIONS: usize = 4;
 const LONGEST: u32 = 32 << 20;
 
 const REQUEST: u32 = 0x2560_9513;
+/// Bytes before a reply's data.
+const HEAD: usize = 16;
 const REPLY: u32 = 0x6744_6698;
 const READ: u32 = 0;
 const DISCONNECT: u32 = 2;
@@ -58,29 +60,27 @@ fn answer(mut stream: UnixStream, blocks: &Blocks) -> io::Result<()> {
     const EIO: u32 = 5;
     const EPERM: u32 = 1;
     let mut header = [0; 28];
-    let mut reply = Vec::new();
+    let mut reply = vec![0; HEAD];
     loop {
         stream.read_exact(&mut header)?;
         let asked = parse(&header).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
-        reply.clear();
-        let mut head = |error: u32, handle: u64| {
-            reply.extend(REPLY.to_be_bytes());
-            reply.extend(error.to_be_bytes());
-            reply.extend(handle.to_be_bytes());
-        };
-        match asked {
+        let (handle, error, length) = match asked {
             Asked::Disconnect => return Ok(()),
-            Asked::Other { handle } => head(EPERM, handle),
+            Asked::Other { handle } => (handle, EPERM, 0),
             Asked::Read { handle, from, length } => {
-                head(0, handle);
-                reply.resize(16 + length as usize, 0);
-                if blocks.read(from, &mut reply[16..]).is_err() {
-                    reply.truncate(16);
-                    reply[4..8].copy_from_slice(&EIO.to_be_bytes());
+                let length = length as usize;
+                // Only ever grows: what was there is written over.
+                reply.resize(reply.len().max(HEAD + length), 0);
+                match blocks.read(from, &mut reply[HEAD..HEAD + length]) {
+                    Ok(()) => (handle, 0, length),
+                    Err(_) => (handle, EIO, 0),
                 }
             }
-        }
-        stream.write_all(&reply)?;
+        };
+        reply[..4].copy_from_slice(&REPLY.to_be_bytes());
+        reply[4..8].copy_from_slice(&error.to_be_bytes());
+        reply[8..HEAD].copy_from_slice(&handle.to_be_bytes());
+        stream.write_all(&reply[..HEAD + length])?;
     }
 }
 

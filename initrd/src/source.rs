@@ -123,7 +123,7 @@ impl Source {
             }
         }
         let mut body = response.into_body().into_reader();
-        let mut buffer = vec![0; 256 * 1024];
+        let mut buffer = [0; 32 * 1024];
         while *at < to {
             let room = buffer.len().min((to - *at) as usize);
             match body.read(&mut buffer[..room]) {

@@ -50,6 +50,13 @@ pub fn load_module(file: &File, compressed: bool, parameters: &CStr) -> io::Resu
     Ok(())
 }
 
+/// Gives way to everybody else: this thread gets the processors when nobody wants them (`setpriority(2)`).
+pub fn give_way() {
+    const LOWEST: libc::c_int = 19;
+    // SAFETY: plain numbers; 0 is the calling thread.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, LOWEST) };
+}
+
 fn ioctl(fd: RawFd, request: u64, argument: *mut libc::c_void) -> io::Result<i32> {
     // SAFETY: every caller in this module passes what `request` documents: a buffer that lives through the call, or a plain
     // number in the pointer's place.

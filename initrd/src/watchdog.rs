@@ -13,7 +13,7 @@ use std::{
 
 use crate::journal::JOURNAL;
 
-/// Between two feedings.
+/// Between two feedings, where the driver does not tell its time.
 const PERIOD: Duration = Duration::from_secs(5);
 /// Between two looks for a watchdog whose driver is not loaded yet.
 const LOOK: Duration = Duration::from_millis(500);
@@ -57,10 +57,16 @@ fn feed_one(sysroot: &Path) -> io::Result<()> {
         JOURNAL.say("crash", &format!("the last run ended: {reason}"));
         JOURNAL.crashed(reason.to_owned());
     }
+    let period = period(&about("timeout"));
     loop {
         device.write_all(&[0])?;
-        std::thread::sleep(PERIOD);
+        std::thread::sleep(period);
     }
+}
+
+/// A third of the driver's time, in seconds: two feedings may come late. The driver's usual time is 30 s.
+fn period(timeout: &str) -> Duration {
+    timeout.parse().map_or(PERIOD, |seconds: u64| Duration::from_secs((seconds / 3).clamp(1, 10)))
 }
 
 fn is_card_reset(bootstatus: &str) -> bool {
@@ -70,6 +76,15 @@ fn is_card_reset(bootstatus: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn it_is_fed_three_times_in_its_time() {
+        let seconds = |timeout| period(timeout).as_secs();
+        assert_eq!(
+            (seconds("30"), seconds("15"), seconds("2"), seconds("600"), seconds("")),
+            (10, 5, 1, 10, 5)
+        );
+    }
 
     #[test]
     fn only_the_timers_own_restart_counts() {

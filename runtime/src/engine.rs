@@ -37,7 +37,7 @@ use crate::{
     timeline::Timeline,
 };
 
-/// Without any event the node looks at itself so often.
+/// Without any event a node with guests looks at itself so often: how long one has been silent is no event.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// The status goes out so often even when nothing changed.
 const HEARTBEAT: Duration = Duration::from_secs(15);
@@ -240,9 +240,10 @@ impl Engine {
         self.failures.retain(|_, f| now.saturating_sub(f.last) < FORGET_AFTER);
         self.observed = observed.clone();
         self.follow_consoles(&observed);
+        let usual = if observed.guests.is_empty() { HEARTBEAT } else { LOOK_AGAIN };
         let Some(desired) = self.desired.clone() else {
             self.tell(None, &observed, now);
-            return LOOK_AGAIN;
+            return usual;
         };
         let plan = plan::plan(&desired, &observed, self.clock.now());
         if !self.leaving {
@@ -263,7 +264,7 @@ impl Engine {
         self.set_page(&plan).await;
         self.tell_visible(&plan, &observed, now);
         self.tell(Some(&desired), &observed, now);
-        plan.look_again.map_or(LOOK_AGAIN, |s| Duration::from_secs(s).min(LOOK_AGAIN))
+        plan.look_again.map_or(usual, |s| Duration::from_secs(s).min(usual))
     }
 
     /// Performs the plan's first step, unless it is under way.

@@ -128,7 +128,13 @@ fn start(run: &Run) -> Result<()> {
         .with_context(|| format!("reading {}, which init writes", run.context.display()))?;
     let context: NodeContext =
         serde_json::from_str(&text).with_context(|| format!("reading {}", run.context.display()))?;
-    tokio::runtime::Runtime::new().context("starting the runtime's threads")?.block_on(serve(run, context))
+    // One thread: nothing here computes, what waits for libvirt has threads of its own, and an idle node wakes no others.
+    let threads = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // Longer than from one look at libvirt to the next.
+        .thread_keep_alive(Duration::from_secs(60))
+        .build();
+    threads.context("starting the runtime's thread")?.block_on(serve(run, context))
 }
 
 async fn serve(run: &Run, context: NodeContext) -> Result<()> {

@@ -21,6 +21,7 @@ use labshift_image::cpio::Archive;
 use labshift_lab::{
     qmp::Qmp,
     screen::{Letters, Picture},
+    workstation::EMULATION,
 };
 use labshift_model::{
     boot::BootAnswer,
@@ -216,7 +217,8 @@ impl Bare {
         let (qmp, serial) = (listen("qmp"), listen("serial"));
         let mut command = Command::new("qemu-system-x86_64");
         command
-            .args("-nodefaults -no-user-config -machine q35 -accel tcg,thread=multi -cpu max -smp 2 -display none -S".split(' '))
+            .args("-nodefaults -no-user-config -smp 2 -display none -S".split(' '))
+            .args(EMULATION.split(' '))
             .args("-device virtio-vga,xres=1280,yres=800 -device virtio-rng-pci -chardev socket,id=s,path=serial".split(' '))
             .args("-serial chardev:s -chardev socket,id=q,path=qmp -mon chardev=q,mode=control".split(' '))
             .args(["-m", &setup.memory.to_string(), "-initrd", "initrd.img", "-kernel"])

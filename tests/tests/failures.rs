@@ -543,7 +543,7 @@ fn a_plug_pulled_at_any_moment() {
 /// any restart through the firmware here.
 #[test]
 fn another_generation_without_firmware() {
-    let ask = r#"/usr/bin/busybox sleep 2; exec /run/labshift/modprobe --ask '{"request":"kexec"}'"#;
+    let ask = r#"/usr/bin/busybox sleep 2; exec /proc/1/exe --ask '{"request":"kexec"}'"#;
     let first = answer(|manifest| {
         manifest.services = vec![
             service("old", &["/usr/bin/busybox", "sleep", "1000"]),

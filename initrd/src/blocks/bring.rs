@@ -73,7 +73,7 @@ impl Blocks {
                 if missing < chunk {
                     self.bring_row(missing, chunk - missing, way)?;
                 }
-                self.keep(chunk, &bytes);
+                self.keep(chunk, bytes);
                 missing = chunk + 1;
             }
         }
@@ -88,7 +88,9 @@ impl Blocks {
             Ok(bytes) if self.leaves.verify(from / BLOCK as u64, &bytes).is_ok() => {
                 self.fetched.fetch_add(to - from, Ordering::Relaxed);
                 peers.brought(to - from);
-                self.keep_verified(first, &bytes);
+                for (number, chunk) in (first..).zip(bytes.chunks(CHUNK as usize)) {
+                    self.keep_verified(number, chunk.to_vec());
+                }
                 return Ok(());
             }
             Ok(_) => Fault::Wrong,
@@ -112,22 +114,18 @@ impl Blocks {
         self.leaves.verify(from / BLOCK as u64, &bytes).is_ok().then_some(bytes)
     }
 
+    /// Fetches a row from the server. Each chunk is there for its readers as soon as it is whole and right.
     fn fetch_row(&self, first: u64, count: u64) -> Result<(), FetchError> {
-        let (from, to) = self.bytes_of(first, count);
+        let (_, to) = self.bytes_of(first, count);
+        let mut row = Row { blocks: self, number: first, bytes: vec![], wrong: None };
         let mut tries = 0;
         loop {
-            let mut bytes = Vec::with_capacity((to - from) as usize);
-            let streamed = self.source.stream(from, to, &mut |part| {
-                bytes.extend_from_slice(part);
-                true
-            });
-            self.fetched.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            let streamed = self.source.stream(row.at(), to, &mut |part| row.take(part));
+            if let Some(wrong) = row.wrong {
+                return Err(wrong.into());
+            }
             match streamed {
-                Ok(_) => {
-                    self.leaves.verify(first * CHUNK / BLOCK as u64, &bytes)?;
-                    self.keep_verified(first, &bytes);
-                    return Ok(());
-                }
+                Ok(_) => return Ok(()),
                 // The stream has tried several times. A running machine tries for ever.
                 Err(FetchError::Broken { .. }) if self.patient.load(Ordering::Relaxed) => {
                     tries += 1;
@@ -138,26 +136,26 @@ impl Blocks {
         }
     }
 
-    fn keep_verified(&self, first: u64, bytes: &[u8]) {
+    fn keep_verified(&self, number: u64, bytes: Vec<u8>) {
         if let Some(cache) = &self.cache {
-            (first..).zip(bytes.chunks(CHUNK as usize)).for_each(|(n, c)| cache.write(n, c));
+            cache.write(number, &bytes);
         }
-        self.keep(first, bytes);
+        self.keep(number, bytes);
     }
 
-    fn keep(&self, first: u64, bytes: &[u8]) {
+    fn keep(&self, number: u64, bytes: Vec<u8>) {
         let mut store = self.lock();
-        for (number, chunk) in (first..).zip(bytes.chunks(CHUNK as usize)) {
-            store.chunks.insert(number, Arc::new(chunk.to_vec()));
-            if self.keeps_few() {
-                store.age.push_back(number);
-                if store.age.len() > FEW
-                    && let Some(old) = store.age.pop_front()
-                {
-                    store.chunks.remove(&old);
-                }
+        store.chunks.insert(number, Arc::new(bytes));
+        if self.keeps_few() {
+            store.age.push_back(number);
+            if store.age.len() > FEW
+                && let Some(old) = store.age.pop_front()
+            {
+                store.chunks.remove(&old);
             }
         }
+        drop(store);
+        self.changed.notify_all();
     }
 
     /// Chunks for another machine, all of one group: those that are here, and where much is kept those that fall to this machine.
@@ -197,5 +195,44 @@ impl Blocks {
     pub fn held(&self) -> Held {
         let on_disk = self.cache.as_ref().map(Cache::written).unwrap_or_default();
         Held::of(self.chunks(), self.lock().chunks.keys().copied().chain(on_disk))
+    }
+}
+
+/// A row of chunks that is coming.
+struct Row<'a> {
+    blocks: &'a Blocks,
+    /// The chunk that comes now, and what has come of it.
+    number: u64,
+    bytes: Vec<u8>,
+    wrong: Option<Mismatch>,
+}
+
+impl Row<'_> {
+    /// Where the next byte belongs.
+    fn at(&self) -> u64 {
+        self.number * CHUNK + self.bytes.len() as u64
+    }
+
+    /// Takes what has come; false when it is not what was signed.
+    fn take(&mut self, mut part: &[u8]) -> bool {
+        self.blocks.fetched.fetch_add(part.len() as u64, Ordering::Relaxed);
+        while !part.is_empty() {
+            let (from, to) = self.blocks.bytes_of(self.number, 1);
+            let size = (to - from) as usize;
+            self.bytes.reserve_exact(size - self.bytes.len());
+            let (now, later) = part.split_at(part.len().min(size - self.bytes.len()));
+            self.bytes.extend_from_slice(now);
+            part = later;
+            if self.bytes.len() == size {
+                let chunk = std::mem::take(&mut self.bytes);
+                if let Err(wrong) = self.blocks.leaves.verify(from / BLOCK as u64, &chunk) {
+                    self.wrong = Some(wrong);
+                    return false;
+                }
+                self.blocks.keep_verified(self.number, chunk);
+                self.number += 1;
+            }
+        }
+        true
     }
 }

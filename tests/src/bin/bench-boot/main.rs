@@ -2,15 +2,20 @@
 //! Debian live system with the same packages in turn, in the same kind of machine (QEMU without KVM, 2 processors, 3 GiB).
 //!
 //! Both kernels are started by QEMU itself, and both fetch their root over HTTP from this program; times are the machine's own, since
-//! its kernel started. `bench-boot [RUNS]`, 3 when not given; `bench-boot room [RUNS]` measures the room that starts at once only, for which this
-//! must run as root.
+//! its kernel started. What each machine said on its serial line stays in `target/bench/`.
+//!
+//! `bench-boot [RUNS]`, 3 when not given. `bench-boot labshift [RUNS]` boots ours only, and `bench-boot room [RUNS]` measures only the room
+//! that starts at once, for which this must run as root; both follow the order that was recorded last.
 //!
 //! The first boot of ours records in which order it reads its root; the boots that count follow it. In each run stands one without the order
 //! beside it: what the order is worth.
 
 mod room;
 
-use std::{path::Path, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use labshift_model::{
     manifest::Manifest,
@@ -34,14 +39,37 @@ struct Boot {
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let room_only = words.first().is_some_and(|word| word == "room");
     let runs = words.last().and_then(|n| n.parse().ok()).unwrap_or(3).max(1);
-    if !room_only {
-        return boots(runs);
+    match words.first().map(String::as_str) {
+        Some("room") => {
+            last_order();
+            measured(room::measure(runs))
+        }
+        Some("labshift") => {
+            let order = last_order();
+            for run in 1..=runs {
+                println!("run {run} labshift {:?}", labshift(&order).0);
+            }
+            ExitCode::SUCCESS
+        }
+        _ => boots(runs),
     }
-    let saved = std::fs::read_to_string(root().join("target/bench/boot-order")).unwrap_or_default();
-    let order = if saved.is_empty() { labshift("").1 } else { saved };
-    measured(room::measure(runs, &order))
+}
+
+/// The order that was recorded last; without one a boot records it.
+fn last_order() -> String {
+    let saved = std::fs::read_to_string(kept("boot-order")).unwrap_or_default();
+    if saved.is_empty() { keep_order(labshift("").1) } else { saved }
+}
+
+fn keep_order(order: String) -> String {
+    keep("boot-order", &order);
+    order
+}
+
+/// A file of this benchmark.
+fn kept(name: &str) -> PathBuf {
+    root().join("target/bench").join(name)
 }
 
 fn measured(room: anyhow::Result<()>) -> ExitCode {
@@ -55,7 +83,7 @@ fn measured(room: anyhow::Result<()>) -> ExitCode {
 }
 
 fn boots(runs: usize) -> ExitCode {
-    let peer = root().join("target/bench/peer");
+    let peer = kept("peer");
     let has_peer = peer.join("filesystem.squashfs").exists();
     if !has_peer {
         eprintln!("bench-boot: no peer at {}; `make bench-boot` builds it (as root)", peer.display());
@@ -67,7 +95,7 @@ fn boots(runs: usize) -> ExitCode {
         println!("run {run} labshift without an order {boot:?}");
         unordered.push(boot);
         if order.is_empty() {
-            order = told;
+            order = keep_order(told);
         }
         ours.push(labshift(&order).0);
         println!("run {run} labshift {:?}", ours.last());
@@ -102,7 +130,7 @@ fn boots(runs: usize) -> ExitCode {
         figure(&format!("init-to-root{name}"), boot.mounted, "s", 1.5);
         figure(&format!("processes-idle{name}"), boot.processes, "processes", 8.0);
     }
-    measured(room::measure(runs, &order))
+    measured(room::measure(runs))
 }
 
 fn figure(name: &str, value: f64, unit: &str, bound: f64) {
@@ -153,13 +181,14 @@ fn labshift(order: &str) -> (Boot, String) {
     let root = image("lab").join("root.erofs");
     let answer = ordered(answer, order);
     let server = Server::start(Behaviour { answer: Some(Ok(answer)), root, ..Default::default() });
-    let own = own.split(' ').filter(|a| a.starts_with("labshift.")).collect::<Vec<_>>().join(" ");
     let arguments = format!("labshift.server={} {own}", server.url());
     let machine = Bare::start("bench-labshift", Setup { memory: 3072, arguments, ..Setup::default() });
     // The runtime knocks at its server, which is not there, as soon as libvirt has answered.
-    let said = machine.says("no channel to the server");
+    machine.says("no channel to the server");
     let fetched = server.sent() as f64 / MIB + boot_files(&image("lab"));
-    let idle = idle_of(&machine.says("BENCH end"));
+    let said = machine.says("BENCH end");
+    keep("serial-labshift.log", &said);
+    let idle = idle_of(&said);
     let told = if order.is_empty() { machine.says("the server may go away") } else { String::new() };
     let boot = Boot {
         ready: stamp(&said, "labshift-runtime  WARN no channel"),
@@ -179,7 +208,18 @@ fn debian_live(peer: &Path) -> Boot {
     let said = machine.says("BENCH ready ");
     let fetched = server.sent() as f64 / MIB + boot_files(peer);
     let ready = said.split("BENCH ready ").nth(1).and_then(|t| t.split_whitespace().next()?.parse().ok());
-    Boot { ready: ready.unwrap_or_default(), fetched, ..idle_of(&machine.says("BENCH end")) }
+    let said = machine.says("BENCH end");
+    keep("serial-debian-live.log", &said);
+    Boot { ready: ready.unwrap_or_default(), fetched, ..idle_of(&said) }
+}
+
+/// Keeps what a boot said. It may fail: the figures count.
+fn keep(name: &str, said: &str) {
+    let path = kept(name);
+    let made = path.parent().map_or(Ok(()), std::fs::create_dir_all);
+    if let Err(why) = made.and_then(|()| std::fs::write(&path, said)) {
+        eprintln!("bench-boot: {}: {why}", path.display());
+    }
 }
 
 fn boot_files(directory: &Path) -> f64 {

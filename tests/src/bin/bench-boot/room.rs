@@ -32,11 +32,9 @@ struct Room {
     sent: f64,
 }
 
-/// Measures and prints; `order` is the recorded boot order.
-pub fn measure(runs: usize, order: &str) -> Result<()> {
-    let file = root().join("target/bench/boot-order");
-    fs::create_dir_all(file.parent().unwrap_or(Path::new(""))).context("making target/bench")?;
-    fs::write(&file, order).context("writing the order")?;
+/// Measures and prints; the recorded boot order is a file of this benchmark.
+pub fn measure(runs: usize) -> Result<()> {
+    let file = super::kept("boot-order");
     let size = fs::metadata(super::image("lab").join(paths::ROOT)).context("reading the root's size")?.len();
     for (name, mbit) in [("100mbit", 100), ("1gbit", 1000)] {
         let (mut alone, mut together) = (vec![], vec![]);
