@@ -1,9 +1,7 @@
 //! The socket on which PID 1 takes requests: one JSON object per line, one reply line each. Root only.
 
 use std::{
-    fs,
     io::{BufRead, Write},
-    os::unix::fs::PermissionsExt,
     path::Path,
 };
 
@@ -15,6 +13,8 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
+use crate::activation;
+
 /// Longest request line, in bytes.
 const LONGEST: u64 = 64 * 1024;
 
@@ -23,12 +23,9 @@ pub type Asked = (InitRequest, oneshot::Sender<InitReply>);
 
 /// Opens the socket at `path`, mode 0600.
 pub fn listen(path: &Path) -> Result<UnixListener> {
-    let shown = path.display();
-    let _ = fs::remove_file(path);
-    let listener = UnixListener::bind(path).with_context(|| format!("opening {shown}"))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))
-        .with_context(|| format!("closing {shown} to others"))?;
-    Ok(listener)
+    let listener = activation::open(path)?;
+    listener.set_nonblocking(true)?;
+    Ok(UnixListener::from_std(listener)?)
 }
 
 /// Serves the socket for life.

@@ -25,6 +25,7 @@
 //! | [`mount`], [`handover`] | the new root; what init leaves in it |
 //! | [`boot`] | the linear run |
 //! | [`order`], [`process`], [`ready`], [`supervisor`], [`control`] | services |
+//! | [`activation`] | services that start when somebody connects |
 //! | [`clock`] | a guest's time after a pause |
 //! | [`life`] | all of it, in order; [`plan`] says it without doing it |
 //! | [`power`], [`button`], [`kexec`] | the end; the next kernel without firmware |
@@ -32,6 +33,7 @@
 //! | [`watchdog`], [`crash`] | the end of a machine that hangs; what its kernel said last |
 //! | [`sys`] | the crate's unsafe code |
 
+pub mod activation;
 pub mod adoption;
 pub mod blocks;
 pub mod boot;

@@ -75,12 +75,28 @@ pub fn stop_order(services: &[Service]) -> Vec<usize> {
     order
 }
 
-/// Whether an ended service starts again.
-pub fn starts_again(restart: Restart, success: bool) -> bool {
-    match restart {
-        Restart::Always => true,
-        Restart::OnFailure => !success,
-        Restart::Never => false,
+/// What follows the end of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// It has done its work.
+    Done,
+    /// It stays as it is.
+    Stays,
+    /// It starts again after a pause.
+    Again,
+    /// Its socket is listened at again.
+    Listens,
+}
+
+/// What follows when a service ended; `wanted`: somebody has connected to its socket and was not taken. A program that ends in order
+/// and leaves clients waiting would be started at once, again and again, so that is no better than a failing end.
+pub fn next(service: &Service, success: bool, wanted: bool) -> Next {
+    match service.restart {
+        Restart::Never if success => Next::Done,
+        Restart::Never => Next::Stays,
+        _ if service.listen.is_some() && success && !wanted => Next::Listens,
+        Restart::OnFailure if success && service.listen.is_none() => Next::Stays,
+        Restart::Always | Restart::OnFailure => Next::Again,
     }
 }
 
@@ -103,6 +119,7 @@ mod tests {
             environment: vec![],
             user: None,
             ready: None,
+            listen: None,
             tty: None,
             limits: Default::default(),
         }
@@ -144,7 +161,25 @@ mod tests {
     #[test]
     fn pauses_grow_and_policies_hold() {
         assert_eq!((pause_ms(0), pause_ms(3), pause_ms(99)), (250, 2_000, 30_000));
-        assert!(starts_again(Restart::Always, true) && starts_again(Restart::OnFailure, false));
-        assert!(!starts_again(Restart::OnFailure, true) && !starts_again(Restart::Never, false));
+        let next = |restart, listen: bool, success, wanted| {
+            let listen = listen.then(|| "/run/a".to_owned());
+            next(&Service { restart, listen, ..service("a", &[]) }, success, wanted)
+        };
+        let (always, on_failure) = (Restart::Always, Restart::OnFailure);
+        assert_eq!([next(always, false, true, false), next(always, false, false, false)], [Next::Again; 2]);
+        assert_eq!(next(on_failure, false, true, false), Next::Stays);
+        assert_eq!(next(on_failure, false, false, false), Next::Again);
+        assert_eq!(next(Restart::Never, false, true, false), Next::Done);
+        assert_eq!(next(Restart::Never, false, false, false), Next::Stays);
+        assert_eq!(
+            [next(always, true, true, false), next(on_failure, true, true, false)],
+            [Next::Listens; 2]
+        );
+        for (success, wanted) in [(true, true), (false, false), (false, true)] {
+            assert_eq!(
+                [next(always, true, success, wanted), next(on_failure, true, success, wanted)],
+                [Next::Again; 2]
+            );
+        }
     }
 }

@@ -2,19 +2,29 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    os::fd::OwnedFd,
+    os::fd::{BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result};
 use labshift_model::service::{Limits, Service};
-use nix::{sys::signal, unistd::Pid};
+use nix::{
+    sys::{
+        signal,
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    unistd::Pid,
+};
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::{
     journal::JOURNAL,
     sys::{self, Birth},
 };
+
+/// Lines of output longer than this are cut.
+const LONGEST_LINE: usize = 4096;
 
 /// What a service gets besides its own environment.
 const ENVIRONMENT: [(&str, &str); 3] = [
@@ -121,8 +131,8 @@ fn session_of(stat: &str) -> Option<u32> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(3)?.parse().ok()
 }
 
-/// Starts a service.
-pub fn start(service: &Service, cgroups: &Cgroups) -> Result<Started> {
+/// Starts a service; one that listens gets its listening `socket`.
+pub fn start(service: &Service, cgroups: &Cgroups, socket: Option<BorrowedFd<'_>>) -> Result<Started> {
     let (program, arguments) = service.exec.split_first().context("reading its program")?;
     let mut command = Command::new(program);
     command.args(arguments).env_clear().envs(ENVIRONMENT).current_dir("/");
@@ -134,6 +144,11 @@ pub fn start(service: &Service, cgroups: &Cgroups) -> Result<Started> {
         birth.user = Some((account.uid, account.gid, account.groups));
     }
     command.envs(service.environment.iter().filter_map(|pair| pair.split_once('=')));
+    if let Some(socket) = socket {
+        // The name is the one that systemd gives to the descriptor of NAME.socket, where programs look for it.
+        command.env("LISTEN_FDS", "1").env("LISTEN_FDNAMES", format!("{}.socket", service.name));
+        birth.socket = Some(socket.try_clone_to_owned().context("duplicating its socket")?);
+    }
     let mut output = None;
     if let Some(tty) = &service.tty {
         let terminal =
@@ -149,6 +164,46 @@ pub fn start(service: &Service, cgroups: &Cgroups) -> Result<Started> {
     sys::prepare(&mut command, birth);
     let child = command.spawn().with_context(|| format!("starting {program}"))?;
     Ok(Started { pid: child.id(), output })
+}
+
+/// Takes in a child that has ended, a certain one or any: its pid, whether it ended with success, and the same in words.
+pub fn reap(pid: Option<u32>) -> Option<(u32, (bool, String))> {
+    match waitpid(pid.map(|p| Pid::from_raw(p as i32)), Some(WaitPidFlag::WNOHANG)) {
+        Ok(WaitStatus::Exited(pid, code)) => {
+            Some((pid.as_raw() as u32, (code == 0, format!("ended with exit code {code}"))))
+        }
+        Ok(WaitStatus::Signaled(pid, signal, _)) => {
+            Some((pid.as_raw() as u32, (false, format!("was ended by {}", signal.as_str()))))
+        }
+        _ => None,
+    }
+}
+
+/// Carries a service's output into the journal, line by line, until its last holder closes it.
+pub async fn carry_output(service: String, output: OwnedFd, show: bool) {
+    let Ok(pipe) = tokio::net::unix::pipe::Receiver::from_owned_fd(output) else { return };
+    let mut reader = BufReader::with_capacity(LONGEST_LINE, pipe);
+    let mut line = Vec::new();
+    loop {
+        let (taken, complete) = match reader.fill_buf().await {
+            Ok([]) | Err(_) => return,
+            Ok(bytes) => match bytes.iter().position(|&b| b == b'\n') {
+                Some(at) => {
+                    line.extend_from_slice(&bytes[..at]);
+                    (at + 1, true)
+                }
+                None => {
+                    line.extend_from_slice(bytes);
+                    (bytes.len(), line.len() >= LONGEST_LINE)
+                }
+            },
+        };
+        reader.consume(taken);
+        if complete {
+            JOURNAL.output(&service, &String::from_utf8_lossy(&line), show);
+            line.clear();
+        }
+    }
 }
 
 fn read(path: &str) -> String {

@@ -7,10 +7,15 @@
 //!              | pause          v                       v
 //!              +------------- Down <--------------------+      Down stays for a service that does not start again
 //! ```
+//!
+//! A service that listens is up, without a process, when its socket is open ([`activation`]): the first connection starts its program, and
+//! after an orderly end the next one does.
 
 use std::{
     collections::HashMap,
+    os::{fd::AsFd, unix::net::UnixListener},
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -21,19 +26,16 @@ use labshift_model::{
     service::{Restart, Service},
 };
 use nix::{
-    sys::{
-        signal::{Signal, kill},
-        wait::{WaitPidFlag, WaitStatus, waitpid},
-    },
+    sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use tokio::{
-    io::{AsyncBufReadExt, BufReader},
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot},
 };
 
 use crate::{
+    activation,
     control::Asked,
     failure::{Code, Halt},
     handover::{self, Reporter},
@@ -51,14 +53,14 @@ const STOP_PATIENCE: Duration = Duration::from_secs(10);
 const RECOVERED: Duration = Duration::from_secs(60);
 /// Ends in a row that are told as a failure.
 const LOOP: u32 = 5;
-/// Lines of output longer than this are cut.
-const LONGEST_LINE: usize = 4096;
 
 /// What wakes the supervisor.
 #[derive(Debug)]
 pub enum Event {
     /// A service's ready path appeared; the number is the process it was waited for.
     Ready(usize, u32),
+    /// Somebody has connected to a service's socket.
+    Connected(usize),
     /// A pause before a new start is over.
     StartAgain(usize),
     /// The power button was pressed.
@@ -102,7 +104,9 @@ struct State {
     last_exit: Option<String>,
     /// Times that the kernel had ended something of it for want of memory, before this run.
     out_of_memory: u64,
-    /// Waits for the ready path of the run under way.
+    /// Its socket, once open.
+    listener: Option<Arc<UnixListener>>,
+    /// Waits for the ready path of the run under way, or for a connection.
     watch: Option<tokio::task::JoinHandle<()>>,
 }
 
@@ -130,6 +134,7 @@ impl Supervisor {
             in_a_row: 0,
             last_exit: None,
             out_of_memory: 0,
+            listener: None,
             watch: None,
         };
         let (events, inbox) = mpsc::unbounded_channel();
@@ -187,7 +192,8 @@ impl Supervisor {
             Event::StartAgain(i) if self.states[i].phase == Phase::Down => {
                 self.states[i].phase = Phase::Waiting
             }
-            Event::Ready(..) | Event::StartAgain(_) => {}
+            Event::Connected(i) if self.listening(i) => self.start(i),
+            Event::Ready(..) | Event::StartAgain(_) | Event::Connected(_) => {}
             Event::Modules => self.modules = true,
             Event::Loaded(Ok(what), reply) => {
                 JOURNAL.say("power", &format!("{what} is loaded"));
@@ -252,6 +258,7 @@ impl Supervisor {
                     name: self.services[i].name.clone(),
                     pid: state.pid,
                     ready: state.phase == Phase::Up,
+                    listening: self.listening(i),
                     restarts: state.restarts,
                     last_exit: state.last_exit.clone(),
                 }
@@ -261,26 +268,69 @@ impl Supervisor {
 
     fn start_what_can(&mut self) {
         for i in order::startable(&self.services, self.modules, |i| self.states[i].phase) {
-            self.start(i);
+            match &self.services[i].listen {
+                Some(path) => self.listen(i, &self.inside(path)),
+                None => self.start(i),
+            }
+        }
+    }
+
+    /// A path that a recipe names, where it is.
+    fn inside(&self, path: &str) -> PathBuf {
+        self.surroundings.sysroot.join(path.trim_start_matches('/'))
+    }
+
+    /// Whether a connection would start its program.
+    fn listening(&self, i: usize) -> bool {
+        let state = &self.states[i];
+        state.listener.is_some() && state.phase == Phase::Up && state.pid.is_none()
+    }
+
+    /// Waits for somebody to connect. The socket is opened once.
+    fn listen(&mut self, i: usize, path: &Path) {
+        let name = &self.services[i].name;
+        let state = &mut self.states[i];
+        state.since = Instant::now();
+        let open = match &state.listener {
+            Some(listener) => Ok(listener.clone()),
+            None => activation::open(path).map(Arc::new),
+        };
+        match open {
+            Ok(listener) => {
+                JOURNAL.say("service", &format!("{name} listens at {}", path.display()));
+                state.listener = Some(listener.clone());
+                let events = self.events.clone();
+                state.watch = Some(tokio::spawn(async move {
+                    activation::connected(&listener).await;
+                    let _ = events.send(Event::Connected(i));
+                }));
+                self.rise(i);
+            }
+            Err(why) => {
+                JOURNAL.say("service", &format!("{name}: {why:#}"));
+                state.last_exit = Some(format!("{why:#}"));
+                self.fall(i, false);
+            }
         }
     }
 
     fn start(&mut self, i: usize) {
         let service = &self.services[i];
         self.states[i].since = Instant::now();
-        let ready = service.ready.as_ref().map(|p| self.surroundings.sysroot.join(p.trim_start_matches('/')));
+        let ready = service.ready.as_ref().map(|p| self.inside(p));
         if let Some(path) = &ready {
             // What an earlier run left says nothing about this one.
             let _ = std::fs::remove_file(path);
         }
-        match process::start(service, &self.surroundings.cgroups) {
+        let socket = self.states[i].listener.as_ref().map(|l| l.as_fd());
+        match process::start(service, &self.surroundings.cgroups, socket) {
             Ok(started) => {
                 JOURNAL.say("service", &format!("{} started, pid {}", service.name, started.pid));
                 self.states[i].pid = Some(started.pid);
                 self.states[i].phase = Phase::Starting;
                 if let Some(output) = started.output {
                     let show = self.surroundings.show_output;
-                    tokio::spawn(carry_output(service.name.clone(), output, show));
+                    tokio::spawn(process::carry_output(service.name.clone(), output, show));
                 }
                 match ready {
                     Some(path) => {
@@ -315,21 +365,26 @@ impl Supervisor {
 
     /// A service ended; decides whether it starts again.
     fn fall(&mut self, i: usize, success: bool) {
-        self.tell_of_a_loop(i);
         let state = &mut self.states[i];
         state.pid = None;
         state.phase = Phase::Down;
         if let Some(watch) = state.watch.take() {
             watch.abort();
         }
-        let restart = self.services[i].restart;
-        if restart == Restart::Never && success {
-            return self.rise(i);
-        }
-        if self.stopping || !order::starts_again(restart, success) {
-            return;
+        let wanted = state.listener.as_ref().is_some_and(|l| activation::wanted(l.as_fd()));
+        match order::next(&self.services[i], success, wanted) {
+            order::Next::Done => return self.rise(i),
+            _ if self.stopping => return,
+            order::Next::Stays => return,
+            order::Next::Listens => {
+                (state.phase, state.in_a_row) = (Phase::Waiting, 0);
+                return;
+            }
+            order::Next::Again => {}
         }
         state.in_a_row = if state.since.elapsed() >= RECOVERED { 0 } else { state.in_a_row };
+        self.tell_of_a_loop(i);
+        let state = &mut self.states[i];
         let pause = Duration::from_millis(order::pause_ms(state.in_a_row));
         state.restarts += 1;
         state.in_a_row += 1;
@@ -344,7 +399,7 @@ impl Supervisor {
     /// the page is shown; later the screen belongs to whoever works at it.
     fn tell_of_a_loop(&self, i: usize) {
         let state = &self.states[i];
-        if self.stopping || state.in_a_row + 1 != LOOP {
+        if state.in_a_row + 1 != LOOP {
             return;
         }
         let sentence = format!(
@@ -365,14 +420,14 @@ impl Supervisor {
         let pids: HashMap<u32, usize> =
             self.states.iter().enumerate().filter_map(|(i, s)| Some((s.pid?, i))).collect();
         if self.surroundings.is_pid_1 {
-            while let Some((pid, exit)) = reap_one(None) {
+            while let Some((pid, exit)) = process::reap(None) {
                 if let Some(&i) = pids.get(&pid) {
                     self.ended(i, pid, exit);
                 }
             }
         } else {
             for (&pid, &i) in &pids {
-                if let Some((_, exit)) = reap_one(Some(pid)) {
+                if let Some((_, exit)) = process::reap(Some(pid)) {
                     self.ended(i, pid, exit);
                 }
             }
@@ -422,50 +477,11 @@ impl Supervisor {
     }
 }
 
-fn reap_one(pid: Option<u32>) -> Option<(u32, (bool, String))> {
-    match waitpid(pid.map(|p| Pid::from_raw(p as i32)), Some(WaitPidFlag::WNOHANG)) {
-        Ok(WaitStatus::Exited(pid, code)) => {
-            Some((pid.as_raw() as u32, (code == 0, format!("ended with exit code {code}"))))
-        }
-        Ok(WaitStatus::Signaled(pid, signal, _)) => {
-            Some((pid.as_raw() as u32, (false, format!("was ended by {}", signal.as_str()))))
-        }
-        _ => None,
-    }
-}
-
 /// Tells when a ready path has appeared.
 async fn wait_ready(path: PathBuf, service: usize, pid: u32, events: mpsc::UnboundedSender<Event>) {
     match ready::appears(&path).await {
         Ok(()) => drop(events.send(Event::Ready(service, pid))),
         Err(why) => JOURNAL.say("service", &format!("can't wait for {}: {why}", path.display())),
-    }
-}
-
-/// Carries a service's output into the journal, line by line, until its last holder closes it.
-async fn carry_output(service: String, output: std::os::fd::OwnedFd, show: bool) {
-    let Ok(pipe) = tokio::net::unix::pipe::Receiver::from_owned_fd(output) else { return };
-    let mut reader = BufReader::with_capacity(LONGEST_LINE, pipe);
-    let mut line = Vec::new();
-    loop {
-        let (taken, complete) = match reader.fill_buf().await {
-            Ok([]) | Err(_) => return,
-            Ok(bytes) => match bytes.iter().position(|&b| b == b'\n') {
-                Some(at) => {
-                    line.extend_from_slice(&bytes[..at]);
-                    (at + 1, true)
-                }
-                None => {
-                    line.extend_from_slice(bytes);
-                    (bytes.len(), line.len() >= LONGEST_LINE)
-                }
-            },
-        };
-        reader.consume(taken);
-        if complete {
-            JOURNAL.output(&service, &String::from_utf8_lossy(&line), show);
-            line.clear();
-        }
     }
 }
 

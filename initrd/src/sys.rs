@@ -3,12 +3,12 @@
 #![allow(unsafe_code)] // ioctl and finit_module take raw pointers; pre_exec runs in a forked child.
 
 use std::{
-    ffi::CStr,
+    ffi::{CStr, CString},
     fs::{File, OpenOptions},
     io,
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
-        unix::process::CommandExt,
+        unix::{ffi::OsStrExt, process::CommandExt},
     },
     path::{Path, PathBuf},
     process::Command,
@@ -212,7 +212,7 @@ impl MappingRequest {
 
 /// Swaps to a device that has a swap header (`swapon(2)`).
 pub fn swap_on(device: &Path) -> io::Result<()> {
-    let path = std::ffi::CString::new(device.as_os_str().as_encoded_bytes())?;
+    let path = CString::new(device.as_os_str().as_encoded_bytes())?;
     // SAFETY: a NUL-terminated path that lives through the call.
     Errno::result(unsafe { libc::swapon(path.as_ptr(), 0) })?;
     Ok(())
@@ -229,7 +229,7 @@ pub fn memory_file() -> io::Result<File> {
 
 /// Loads a kernel to be started by [`start_loaded_kernel`] (`kexec_file_load(2)`).
 pub fn load_kernel(kernel: &File, initrd: &File, command_line: &str) -> io::Result<()> {
-    let text = std::ffi::CString::new(command_line)?;
+    let text = CString::new(command_line)?;
     let length = text.as_bytes_with_nul().len();
     // SAFETY: open descriptors, and a NUL-terminated text with its length; the kernel copies all of it.
     let loaded = unsafe {
@@ -307,11 +307,15 @@ pub struct Birth {
     /// User, group and supplementary groups; stays root without.
     pub user: Option<(u32, u32, Vec<u32>)>,
     /// Directory that becomes its root.
-    pub root: Option<std::ffi::CString>,
+    pub root: Option<CString>,
+    /// A listening socket that becomes its descriptor 3, with `LISTEN_PID` in its environment (sd_listen_fds(3)).
+    pub socket: Option<OwnedFd>,
 }
 
-/// Arranges for `command` to start in its own session, as `birth` says.
+/// Arranges for `command` to start in its own session, as `birth` says. With a socket, `command` is to be complete, and to name its
+/// program by an absolute path and its whole environment.
 pub fn prepare(command: &mut Command, birth: Birth) {
+    let mut activated = birth.socket.is_some().then(|| Activated::of(command));
     let steps = move || -> io::Result<()> {
         if let Some(procs) = &birth.cgroup {
             // SAFETY: write(2) of a constant to an open descriptor; nothing is allocated.
@@ -333,8 +337,84 @@ pub fn prepare(command: &mut Command, birth: Birth) {
                 Errno::result(libc::setuid(*uid))?;
             }
         }
-        Ok(())
+        match (&birth.socket, &mut activated) {
+            (Some(socket), Some(activated)) => Err(activated.exec(socket.as_raw_fd()).into()),
+            _ => Ok(()),
+        }
     };
     // SAFETY: the closure makes system calls only: no allocation, no locks.
     unsafe { command.pre_exec(steps) };
+}
+
+/// A program with its arguments and its environment, laid out before the fork. `LISTEN_PID` is known only after it, when nothing may be
+/// allocated any more, and [`Command`] has fixed its environment by then: so the child calls `execve(2)` by itself.
+struct Activated {
+    program: CString,
+    /// `LISTEN_PID=`, then room for the number and a NUL.
+    pid: Box<[u8; 24]>,
+    argv: Vec<*const libc::c_char>,
+    envp: Vec<*const libc::c_char>,
+    /// What `argv` and `envp` point to.
+    _texts: Vec<CString>,
+}
+
+// SAFETY: the pointers are into heap memory that the value owns and nobody else knows.
+unsafe impl Send for Activated {}
+// SAFETY: as above; nothing is changed through a shared reference.
+unsafe impl Sync for Activated {}
+
+impl Activated {
+    const PID: &[u8] = b"LISTEN_PID=";
+
+    fn of(command: &Command) -> Self {
+        // A text with a NUL is missing here, and then Command refuses to spawn.
+        let text = |bytes: &[u8]| CString::new(bytes).ok();
+        let program = text(command.get_program().as_bytes()).unwrap_or_default();
+        let arguments = std::iter::once(command.get_program()).chain(command.get_args());
+        let arguments: Vec<CString> = arguments.filter_map(|a| text(a.as_bytes())).collect();
+        let variables = command
+            .get_envs()
+            .filter_map(|(name, value)| text(&[name.as_bytes(), b"=", value?.as_bytes()].concat()));
+        let variables: Vec<CString> = variables.collect();
+        let mut pid = Box::new([0; 24]);
+        pid[..Self::PID.len()].copy_from_slice(Self::PID);
+        let pointers = |texts: &[CString]| texts.iter().map(|t| t.as_ptr()).collect::<Vec<_>>();
+        let (mut argv, mut envp) = (pointers(&arguments), pointers(&variables));
+        argv.push(std::ptr::null());
+        envp.extend([pid.as_ptr().cast(), std::ptr::null()]);
+        Activated { program, pid, argv, envp, _texts: arguments.into_iter().chain(variables).collect() }
+    }
+
+    /// Becomes the program, with `socket` as descriptor 3. Comes back only with the reason why not.
+    ///
+    /// [`Command`] tells such a reason over a descriptor of its own. That is never 3: `socket` itself, or whatever kept it from
+    /// being 3, was open before.
+    fn exec(&mut self, socket: RawFd) -> Errno {
+        const FIRST: RawFd = 3; // SD_LISTEN_FDS_START
+        // SAFETY: plain system calls.
+        let (pid, moved) = unsafe {
+            // A descriptor that is 3 already is not made anew, and would be closed by the exec.
+            let moved = if socket == FIRST {
+                libc::fcntl(FIRST, libc::F_SETFD, 0)
+            } else {
+                libc::dup2(socket, FIRST)
+            };
+            (libc::getpid(), moved)
+        };
+        if let Err(why) = Errno::result(moved) {
+            return why;
+        }
+        let (mut rest, mut digits) = (pid, 1);
+        while rest >= 10 {
+            (rest, digits) = (rest / 10, digits + 1);
+        }
+        rest = pid;
+        for at in (0..digits).rev() {
+            self.pid[Self::PID.len() + at] = b'0' + (rest % 10) as u8;
+            rest /= 10;
+        }
+        // SAFETY: NUL-terminated texts, and lists of them that end with a null pointer; all live until the program is another.
+        unsafe { libc::execve(self.program.as_ptr(), self.argv.as_ptr(), self.envp.as_ptr()) };
+        Errno::last()
+    }
 }

@@ -116,6 +116,9 @@ pub struct ServiceStatus {
     pub pid: Option<u32>,
     /// Ready, as defined by the recipe.
     pub ready: bool,
+    /// Its program does not run: the next connection to its socket starts it.
+    #[serde(default)]
+    pub listening: bool,
     /// Times it was started again.
     pub restarts: u32,
     /// Last exit, in words.

@@ -242,6 +242,15 @@ impl Recipe {
                     service.name
                 ));
             }
+            let same = |other: &&Service| other.name != service.name && other.listen == service.listen;
+            if let Some(path) = &service.listen
+                && let Some(other) = self.services.iter().find(same)
+            {
+                return Err(format!(
+                    "services {} and {} both listen at {path}: one path, one service",
+                    service.name, other.name
+                ));
+            }
         }
         Ok(Image { name, kind, kernel })
     }

@@ -245,6 +245,16 @@ pub const TABLES: &[Table] = &[
             key("environment", "list of `NAME=value`", "none", "Its environment."),
             key("user", "name", "root", "Who it runs as."),
             key("ready", "absolute path", "ready at once", "It is ready when this path exists."),
+            key(
+                "listen",
+                "absolute path, at most 107 bytes",
+                "starts by itself",
+                "Unix socket that PID 1 opens, for root only. The service is ready from then on; the first connection starts the program, \
+                 which gets it as descriptor 3 with the name `NAME.socket` (socket activation as in sd_listen_fds(3)). The program is to \
+                 take all who connect; when it ends, the socket stays. After an end with success the next connection starts it again. \
+                 When it failed, or left somebody waiting, it starts again after a pause, as soon as somebody waits. Not with `ready`, \
+                 `tty` or `restart = \"never\"`.",
+            ),
             key("tty", "absolute path", "none", "Terminal that becomes its own."),
             key(
                 "memory_mib",

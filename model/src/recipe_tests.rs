@@ -144,6 +144,30 @@ fn each_rule_has_a_bad_fixture() {
         ),
         ("[[service]]\nname = \"a\"\nexec = [\"/ls\"]\nready = \"x\"", 4, 9, "\"x\" is not an absolute path"),
         (
+            "[[service]]\nname = \"a\"\nexec = [\"/ls\"]\nlisten = \"x\"",
+            4,
+            10,
+            "\"x\" is not an absolute path of at most 107 bytes",
+        ),
+        (
+            "[[service]]\nname = \"a\"\nexec = [\"/ls\"]\nlisten = \"/s\"\nready = \"/s\"",
+            5,
+            9,
+            "\"ready\" does not go with \"listen\"",
+        ),
+        (
+            "[[service]]\nname = \"a\"\nexec = [\"/ls\"]\nlisten = \"/s\"\ntty = \"/dev/tty1\"",
+            5,
+            7,
+            "\"tty\" does not go with \"listen\"",
+        ),
+        (
+            "[[service]]\nname = \"a\"\nexec = [\"/ls\"]\nrestart = \"never\"\nlisten = \"/s\"",
+            5,
+            10,
+            "\"listen\" does not go with restart = \"never\"",
+        ),
+        (
             "[[group]]\nname = \"a\"\ngid = 5\n[[group]]\nname = \"a\"\ngid = 6",
             5,
             8,
@@ -175,4 +199,19 @@ fn a_whole_recipe_is_checked_across_its_files() {
     assert!(parse(&both).image().unwrap_err().contains("bash"));
     let after = format!("{head}{kernel}[[service]]\nname = \"s\"\nexec = [\"/s\"]\nafter = [\"t\"]\n");
     assert!(parse(&after).image().unwrap_err().contains("starts after \"t\""));
+    let listens =
+        |name: &str| format!("[[service]]\nname = \"{name}\"\nexec = [\"/s\"]\nlisten = \"/run/s\"\n");
+    let one = parse(&format!("{head}{kernel}{}", listens("s")));
+    assert_eq!((one.image().is_ok(), one.services[0].listen.as_deref()), (true, Some("/run/s")));
+    let two = parse(&format!("{head}{kernel}{}{}", listens("s"), listens("t")));
+    assert_eq!(two.image().unwrap_err(), "services s and t both listen at /run/s: one path, one service");
+}
+
+#[test]
+fn a_socket_has_a_path_that_the_kernel_takes() {
+    let listens = |bytes: usize| {
+        let path = format!("/{}", "s".repeat(bytes - 1));
+        Recipe::parse("r", &format!("[[service]]\nname = \"a\"\nexec = [\"/s\"]\nlisten = \"{path}\"\n"))
+    };
+    assert!(listens(107).is_ok() && listens(108).is_err());
 }

@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Bytes that the path of a Unix socket may have: `sun_path` less its final NUL (unix(7)).
+pub const LONGEST_SOCKET: usize = 107;
+
 /// What a service may wait for besides other services: the kernel modules that the recipe names are loaded.
 pub const MODULES: &str = "modules";
 
@@ -64,6 +67,10 @@ pub struct Service {
     /// ready when started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready: Option<String>,
+    /// Path of a Unix stream socket that PID 1 opens in its place: the service is up from then on, and the first connection starts the
+    /// program, which gets the listening socket as descriptor 3 (sd_listen_fds(3)).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listen: Option<String>,
     /// Terminal to run on (for example `/dev/tty1`), opened as its standard input, output and error, with a new
     /// session. Without it, output goes to init's log.
     #[serde(default, skip_serializing_if = "Option::is_none")]

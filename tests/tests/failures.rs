@@ -34,6 +34,7 @@ fn service(name: &str, exec: &[&str]) -> Service {
         environment: vec![],
         user: None,
         ready: None,
+        listen: None,
         tty: None,
         limits: Default::default(),
     }

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     fault::{Section, Source},
-    service::{Limits, Restart, Service},
+    service::{LONGEST_SOCKET, Limits, Restart, Service},
 };
 
 pub(super) fn file(source: &Source<'_>, section: Section<'_, '_>) -> Option<File> {
@@ -111,6 +111,31 @@ pub(super) fn service(source: &Source<'_>, section: Section<'_, '_>) -> Option<S
             }
         },
     };
+    let ready = section.string("ready");
+    let tty = section.string("tty");
+    let listen = section.string("listen");
+    if let Some(listen) = &listen {
+        let others = [
+            ("ready", &ready, "it is ready when its socket is open"),
+            ("tty", &tty, "nobody at a terminal connects to it"),
+        ];
+        for (key, other, why) in others {
+            if let Some(other) = other {
+                source.fault(
+                    other.span(),
+                    format!("\"{key}\" does not go with \"listen\""),
+                    format!("{why}: remove one of the two"),
+                );
+            }
+        }
+        if restart == Restart::Never {
+            source.fault(
+                listen.span(),
+                "\"listen\" does not go with restart = \"never\"",
+                "connections start it again and again: remove one of the two",
+            );
+        }
+    }
     let limit = |number: Option<i64>| number.and_then(|n| u32::try_from(n).ok());
     let service = Service {
         name: name.unwrap_or_default(),
@@ -121,8 +146,13 @@ pub(super) fn service(source: &Source<'_>, section: Section<'_, '_>) -> Option<S
             e.split_once('=').is_some_and(|(name, _)| !name.is_empty())
         }),
         user: section.string("user").and_then(|u| checked(source, u, "a user name", is_account)),
-        ready: section.string("ready").and_then(|r| checked(source, r, "an absolute path", is_absolute)),
-        tty: section.string("tty").and_then(|t| checked(source, t, "an absolute path", is_absolute)),
+        ready: ready.and_then(|r| checked(source, r, "an absolute path", is_absolute)),
+        listen: listen.and_then(|l| {
+            checked(source, l, "an absolute path of at most 107 bytes", |p| {
+                is_absolute(p) && p.len() <= LONGEST_SOCKET
+            })
+        }),
+        tty: tty.and_then(|t| checked(source, t, "an absolute path", is_absolute)),
         limits: Limits {
             memory_mib: limit(section.integer("memory_mib", 4..=16_777_216)),
             cpu_weight: limit(section.integer("cpu_weight", 1..=10_000)),

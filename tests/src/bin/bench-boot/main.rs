@@ -174,6 +174,7 @@ fn labshift(order: &str) -> (Boot, String) {
             environment: vec![],
             user: None,
             ready: None,
+            listen: None,
             tty: None,
             limits: Default::default(),
         });
