@@ -351,14 +351,15 @@ pub fn prepare(command: &mut Command, birth: Birth) {
 struct Activated {
     program: CString,
     /// `LISTEN_PID=`, then room for the number and a NUL.
-    pid: Box<[u8; 24]>,
+    pid: [u8; 24],
     argv: Vec<*const libc::c_char>,
+    /// The first is `pid`, once it is known.
     envp: Vec<*const libc::c_char>,
-    /// What `argv` and `envp` point to.
+    /// What `argv` and the rest of `envp` point to.
     _texts: Vec<CString>,
 }
 
-// SAFETY: the pointers are into heap memory that the value owns and nobody else knows.
+// SAFETY: the pointers are into texts that the value owns and nobody else knows.
 unsafe impl Send for Activated {}
 // SAFETY: as above; nothing is changed through a shared reference.
 unsafe impl Sync for Activated {}
@@ -376,12 +377,11 @@ impl Activated {
             .get_envs()
             .filter_map(|(name, value)| text(&[name.as_bytes(), b"=", value?.as_bytes()].concat()));
         let variables: Vec<CString> = variables.collect();
-        let mut pid = Box::new([0; 24]);
+        let mut pid = [0; 24];
         pid[..Self::PID.len()].copy_from_slice(Self::PID);
-        let pointers = |texts: &[CString]| texts.iter().map(|t| t.as_ptr()).collect::<Vec<_>>();
-        let (mut argv, mut envp) = (pointers(&arguments), pointers(&variables));
-        argv.push(std::ptr::null());
-        envp.extend([pid.as_ptr().cast(), std::ptr::null()]);
+        let end = std::iter::once(std::ptr::null());
+        let argv = arguments.iter().map(|a| a.as_ptr()).chain(end.clone()).collect();
+        let envp = end.clone().chain(variables.iter().map(|v| v.as_ptr())).chain(end).collect();
         Activated { program, pid, argv, envp, _texts: arguments.into_iter().chain(variables).collect() }
     }
 
@@ -413,6 +413,7 @@ impl Activated {
             self.pid[Self::PID.len() + at] = b'0' + (rest % 10) as u8;
             rest /= 10;
         }
+        self.envp[0] = self.pid.as_ptr().cast();
         // SAFETY: NUL-terminated texts, and lists of them that end with a null pointer; all live until the program is another.
         unsafe { libc::execve(self.program.as_ptr(), self.argv.as_ptr(), self.envp.as_ptr()) };
         Errno::last()
