@@ -1,25 +1,30 @@
 //! What the kernel keeps for itself and wakes up for when nobody wants anything of the machine.
 //!
 //! A kernel with huge pages raises the memory that it never gives away to many times what it takes without them (`khugepaged`), looks every half
-//! second whether it could move pages together, every second at its own counters, and every few at the neighbours. Guests ask for huge pages when they start, and get
-//! them made then. Documents: Linux `Documentation/admin-guide/sysctl/vm.rst`; docs/decisions/idle.md says what it is worth.
+//! second whether it could move pages together, every second at its own counters, and every few at the neighbours. Guests ask for huge pages
+//! when they start, and get them made then. Documents: Linux `Documentation/admin-guide/sysctl/vm.rst`; docs/decisions/idle.md says what it is worth.
 
 use std::{fs, path::Path};
 
 use crate::journal::JOURNAL;
 
-/// Settings below `/proc/sys` for a machine with so many KiB of memory.
-fn settings(memory_kib: u64) -> [(&'static str, u64); 5] {
+/// Each gives back an eighth of what is left.
+const REFRESHES: usize = 32;
+
+/// Files of the kernel and what goes into them, on a machine with so many KiB of memory.
+fn settings(memory_kib: u64) -> [(&'static str, String); 6] {
     // What the kernel itself keeps when it has no huge pages (`calculate_min_free_kbytes`): enough for what must not wait.
     let reserve = (memory_kib * 16).isqrt().clamp(128, 256 << 10);
     [
-        ("vm/min_free_kbytes", reserve),
-        ("vm/compaction_proactiveness", 0),
+        // For those who ask: QEMU does for guests' memory. Others would be given more than they use.
+        ("sys/kernel/mm/transparent_hugepage/enabled", "madvise".to_owned()),
+        ("proc/sys/vm/min_free_kbytes", reserve.to_string()),
+        ("proc/sys/vm/compaction_proactiveness", "0".to_owned()),
         // Seconds.
-        ("vm/stat_interval", 30),
+        ("proc/sys/vm/stat_interval", "30".to_owned()),
         // Milliseconds; for neighbours that somebody manages by hand, and nobody does.
-        ("net/ipv4/neigh/default/interval_probe_time_ms", 600_000),
-        ("net/ipv6/neigh/default/interval_probe_time_ms", 600_000),
+        ("proc/sys/net/ipv4/neigh/default/interval_probe_time_ms", "600000".to_owned()),
+        ("proc/sys/net/ipv6/neigh/default/interval_probe_time_ms", "600000".to_owned()),
     ]
 }
 
@@ -27,9 +32,19 @@ fn settings(memory_kib: u64) -> [(&'static str, u64); 5] {
 pub fn settle(sysroot: &Path) {
     let meminfo = fs::read_to_string(sysroot.join("proc/meminfo")).unwrap_or_default();
     let Some(memory) = memory_kib(&meminfo) else { return };
-    for (name, value) in settings(memory) {
-        if let Err(why) = fs::write(sysroot.join("proc/sys").join(name), value.to_string()) {
-            JOURNAL.say("init", &format!("{name} stays as it is: {why}"));
+    for (file, value) in settings(memory) {
+        if let Err(why) = fs::write(sysroot.join(file), value) {
+            JOURNAL.say("init", &format!("/{file} stays as it is: {why}"));
+        }
+    }
+}
+
+/// Gives the free pages that each processor keeps at hand back to all, once the machine has started: a counter's refresh gives back a
+/// part, and on its own it comes seldom now.
+pub fn rest(sysroot: &Path) {
+    for _ in 0..REFRESHES {
+        if fs::write(sysroot.join("proc/sys/vm/stat_refresh"), "1").is_err() {
+            return;
         }
     }
 }
@@ -45,10 +60,9 @@ mod tests {
 
     #[test]
     fn the_reserve_is_what_the_kernel_takes_without_huge_pages() {
-        let reserve = |kib| settings(kib)[0].1;
-        assert_eq!(reserve(3 << 20), 7094);
-        assert_eq!(reserve(64 << 20), 32768);
-        assert_eq!((reserve(0), reserve(u64::MAX / 16)), (128, 262_144));
+        let reserve = |kib| settings(kib)[1].1.clone();
+        assert_eq!([reserve(3 << 20), reserve(64 << 20)], ["7094", "32768"]);
+        assert_eq!([reserve(0), reserve(u64::MAX / 16)], ["128", "262144"]);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::{
     boot, button, clock, control,
     failure::{Code, Halt},
     handover::{self, Handover},
-    hotplug,
+    hotplug, idle,
     journal::JOURNAL,
     lease::{self, Due, Renewal},
     order,
@@ -40,6 +40,7 @@ const ADDRESS_PATIENCE: Duration = Duration::from_secs(75);
 
 /// Everything PID 1 does. Never returns.
 pub fn live() -> ! {
+    sys::return_memory();
     std::panic::set_hook(Box::new(|panic| JOURNAL.say("init", &format!("fault in init: {panic}"))));
     spawn_for_life("watchdog", || watchdog::feed(Path::new("/")));
     let end = catch_unwind(|| {
@@ -135,9 +136,12 @@ fn supervise(handover: &Handover) -> Result<End> {
         let up = move || {
             note_up(count, &shares.map(|blocks| blocks.shares()).unwrap_or_default());
             handover::report(reporter);
-            if let Some(blocks) = blocks {
-                std::thread::spawn(move || settle(&blocks));
-            }
+            std::thread::spawn(move || {
+                if let Some(blocks) = blocks {
+                    settle(&blocks);
+                }
+                idle::rest(Path::new("/"));
+            });
         };
         supervisor.run(requests, up).await.context("listening for the end of processes")
     })

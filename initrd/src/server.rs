@@ -38,7 +38,7 @@ pub fn agent() -> Agent {
         .user_agent(crate::dhcp::VENDOR_CLASS)
         .timeout_connect(Some(Duration::from_secs(5)))
         .timeout_recv_response(Some(Duration::from_secs(20)))
-        .input_buffer_size(1 << 20)
+        .input_buffer_size(128 << 10)
         .build()
         .new_agent()
 }

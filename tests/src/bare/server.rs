@@ -11,7 +11,11 @@ use std::{
     time::Instant,
 };
 
-use labshift_model::boot::{BootAnswer, BootReport, Failure, SignedAnswer};
+use labshift_model::{
+    boot::{BootAnswer, BootReport, Failure, SignedAnswer},
+    paths::NODE_CHANNEL,
+};
+use tokio_tungstenite::tungstenite::{WebSocket, handshake::derive_accept_key, protocol::Role};
 
 use super::server_key;
 use crate::GUARD;
@@ -33,6 +37,8 @@ pub struct Behaviour {
     pub die_after: Vec<u64>,
     /// The server is dead now.
     pub dead: bool,
+    /// Nodes may open their channel; nothing is said there.
+    pub channel: bool,
     /// Other files that it serves, by path.
     pub files: Vec<(String, PathBuf)>,
     /// Bytes of root and files that it has sent.
@@ -60,7 +66,7 @@ impl Server {
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let shared = serving.clone();
-                std::thread::spawn(move || drop(converse(&shared, stream)));
+                std::thread::spawn(move || while let Ok(true) = converse(&shared, &stream) {});
             }
         });
         Server { shared, port }
@@ -123,15 +129,20 @@ impl Shared {
     }
 }
 
-/// One request; the connection closes after it.
-fn converse(shared: &Shared, mut stream: TcpStream) -> std::io::Result<()> {
+/// One request. True when the connection stays for another: after a part of the root, of which there are many.
+fn converse(shared: &Shared, mut stream: &TcpStream) -> std::io::Result<bool> {
     let mut reader = BufReader::new(stream.try_clone()?);
-    let (mut first, mut length, mut range) = (String::new(), 0, None);
+    let (mut first, mut length, mut range, mut key) = (String::new(), 0, None, String::new());
     reader.read_line(&mut first)?;
     loop {
         let mut line = String::new();
         if reader.read_line(&mut line)? <= 2 {
             break;
+        }
+        if let Some((_, value)) =
+            line.split_once(": ").filter(|(name, _)| name.eq_ignore_ascii_case("sec-websocket-key"))
+        {
+            key = value.trim().to_owned();
         }
         let line = line.to_ascii_lowercase();
         if let Some(value) = line.strip_prefix("content-length:") {
@@ -142,7 +153,13 @@ fn converse(shared: &Shared, mut stream: TcpStream) -> std::io::Result<()> {
         }
     }
     if shared.lock().0.dead {
-        return Ok(());
+        return Ok(false);
+    }
+    if let Some((from, to)) = range {
+        return send_root(shared, &mut stream, from, to);
+    }
+    if first.contains(NODE_CHANNEL) && shared.lock().0.channel {
+        return listen(stream, &key).map(|()| false);
     }
     let mut reply = |status: &str, body: &[u8]| {
         let head =
@@ -174,23 +191,34 @@ fn converse(shared: &Shared, mut stream: TcpStream) -> std::io::Result<()> {
         shared.lock().1.push(serde_json::from_slice(&body)?);
         shared.changed.notify_all();
         reply("204 No Content", &[])
-    } else if let Some((from, to)) = range {
-        send_root(shared, &mut stream, from, to)
     } else {
         let wanted = first.split(' ').nth(1).unwrap_or_default();
         let file =
             shared.lock().0.files.iter().find(|(path, _)| *path == wanted).map(|(_, file)| file.clone());
-        let Some(file) = file else { return reply("404 Not Found", &[]) };
+        let Some(file) = file else { return reply("404 Not Found", &[]).map(|()| false) };
         let mut file = File::open(file)?;
         let length = file.metadata()?.len();
         write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n")?;
         let sent = std::io::copy(&mut file, &mut stream)?;
         shared.lock().0.sent += sent;
         Ok(())
-    }
+    }?;
+    Ok(false)
 }
 
-fn send_root(shared: &Shared, stream: &mut TcpStream, from: u64, to: u64) -> std::io::Result<()> {
+/// A node's channel (RFC 6455): its pings are answered until it goes.
+fn listen(mut stream: &TcpStream, key: &str) -> std::io::Result<()> {
+    let accept = derive_accept_key(key.as_bytes());
+    write!(
+        stream,
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
+    )?;
+    let mut channel = WebSocket::from_raw_socket(stream, Role::Server, None);
+    while channel.read().is_ok() {}
+    Ok(())
+}
+
+fn send_root(shared: &Shared, stream: &mut impl Write, from: u64, to: u64) -> std::io::Result<bool> {
     let (path, flip) = {
         let state = shared.lock();
         (state.0.root.clone(), state.0.flip)
@@ -202,10 +230,7 @@ fn send_root(shared: &Shared, stream: &mut TcpStream, from: u64, to: u64) -> std
     {
         *byte ^= 1;
     }
-    let head = format!(
-        "HTTP/1.1 206 Partial Content\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-        bytes.len()
-    );
+    let head = format!("HTTP/1.1 206 Partial Content\r\nContent-Length: {}\r\n\r\n", bytes.len());
     stream.write_all(head.as_bytes())?;
     // The tree comes first and is small: it passes. Data passes up to the place where the server is to die.
     let dies = {
@@ -220,8 +245,8 @@ fn send_root(shared: &Shared, stream: &mut TcpStream, from: u64, to: u64) -> std
         shared.lock().0.sent += at - from;
         stream.write_all(&bytes[..(at - from) as usize])?;
         shared.changed.notify_all();
-        return Ok(());
+        return Ok(false);
     }
     shared.lock().0.sent += bytes.len() as u64;
-    stream.write_all(&bytes)
+    stream.write_all(&bytes).map(|()| true)
 }
