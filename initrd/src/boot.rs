@@ -216,7 +216,8 @@ fn from_network(
 ) -> Result<Handover, Halt> {
     let ports = network::raise(cmdline)?;
     // The cable needs its time; the file system modules load meanwhile.
-    load_root_modules(loader, &["loop", "nbd"])?;
+    let device = if cmdline.policy == Policy::Whole { "loop" } else { "nbd" };
+    load_root_modules(loader, &[device])?;
     load_meanwhile(release, modules::alias_of_processors(Path::new("/")));
     network::wait_for_link(&ports)?;
     let trust = Trust::read(Path::new("/"));

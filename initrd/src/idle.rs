@@ -8,17 +8,16 @@ use std::{fs, path::Path};
 
 use crate::journal::JOURNAL;
 
-/// Each gives back an eighth of what is left.
-const REFRESHES: usize = 32;
-
 /// Files of the kernel and what goes into them, on a machine with so many KiB of memory.
-fn settings(memory_kib: u64) -> [(&'static str, String); 6] {
+fn settings(memory_kib: u64) -> [(&'static str, String); 7] {
     // What the kernel itself keeps when it has no huge pages (`calculate_min_free_kbytes`): enough for what must not wait.
     let reserve = (memory_kib * 16).isqrt().clamp(128, 256 << 10);
     [
         // For those who ask: QEMU does for guests' memory. Others would be given more than they use.
         ("sys/kernel/mm/transparent_hugepage/enabled", "madvise".to_owned()),
         ("proc/sys/vm/min_free_kbytes", reserve.to_string()),
+        // The processors' own stocks of free pages together: a thousandth of all. By itself each may keep an eighth of its share.
+        ("proc/sys/vm/percpu_pagelist_high_fraction", "1024".to_owned()),
         ("proc/sys/vm/compaction_proactiveness", "0".to_owned()),
         // Seconds.
         ("proc/sys/vm/stat_interval", "30".to_owned()),
@@ -35,16 +34,6 @@ pub fn settle(sysroot: &Path) {
     for (file, value) in settings(memory) {
         if let Err(why) = fs::write(sysroot.join(file), value) {
             JOURNAL.say("init", &format!("/{file} stays as it is: {why}"));
-        }
-    }
-}
-
-/// Gives the free pages that each processor keeps at hand back to all, once the machine has started: a counter's refresh gives back a
-/// part, and on its own it comes seldom now.
-pub fn rest(sysroot: &Path) {
-    for _ in 0..REFRESHES {
-        if fs::write(sysroot.join("proc/sys/vm/stat_refresh"), "1").is_err() {
-            return;
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     boot, button, clock, control,
     failure::{Code, Halt},
     handover::{self, Handover},
-    hotplug, idle,
+    hotplug,
     journal::JOURNAL,
     lease::{self, Due, Renewal},
     order,
@@ -136,12 +136,9 @@ fn supervise(handover: &Handover) -> Result<End> {
         let up = move || {
             note_up(count, &shares.map(|blocks| blocks.shares()).unwrap_or_default());
             handover::report(reporter);
-            std::thread::spawn(move || {
-                if let Some(blocks) = blocks {
-                    settle(&blocks);
-                }
-                idle::rest(Path::new("/"));
-            });
+            if let Some(blocks) = blocks {
+                std::thread::spawn(move || settle(&blocks));
+            }
         };
         supervisor.run(requests, up).await.context("listening for the end of processes")
     })

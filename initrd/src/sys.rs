@@ -51,11 +51,14 @@ pub fn load_module(file: &File, compressed: bool, parameters: &CStr) -> io::Resu
 }
 
 /// Large pieces of memory, other than the root's chunks, come from the kernel one by one and go back to it as soon as they are free: a process
-/// that lives for months must not keep the holes that its first seconds left (`mallopt(3)`).
+/// that lives for months must not keep the holes that its first seconds left, in one heap for each of its threads (`mallopt(3)`).
 pub fn return_memory() {
     const LARGE: libc::c_int = 2 * crate::blocks::CHUNK as libc::c_int;
     // SAFETY: plain numbers, before there is another thread.
-    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE) };
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
 }
 
 /// Gives way to everybody else: this thread gets the processors when nobody wants them (`setpriority(2)`).
