@@ -186,10 +186,9 @@ fn load_modules(release: &str) -> Result<Loader, Halt> {
 fn load_meanwhile(release: &str, wanted: impl IntoIterator<Item = String>) {
     let (release, wanted) = (release.to_owned(), wanted.into_iter().collect::<Vec<_>>());
     std::thread::spawn(move || {
+        sys::give_way();
         let Ok(mut loader) = Loader::open(Path::new("/"), &release) else { return };
-        let mut loaded = Loaded::default();
-        loader.load_for(wanted, &mut loaded);
-        loaded.tell("meanwhile");
+        loader.load_for(wanted, &mut Loaded::default());
     });
 }
 

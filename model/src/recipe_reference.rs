@@ -138,7 +138,12 @@ pub const TABLES: &[Table] = &[
                 "none",
                 "What is needed to reach the network and the root.",
             ),
-            key("root", "list of names", "none", "What init loads from the root, in order."),
+            key(
+                "root",
+                "list of names",
+                "none",
+                "What init loads for the services, in order, from the root; what `initrd` names too loads while the root is fetched.",
+            ),
             key(
                 "keep",
                 "list of names and globs",

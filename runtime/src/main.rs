@@ -223,19 +223,21 @@ async fn serve(run: &Run, context: NodeContext) -> Result<()> {
     Ok(())
 }
 
+/// It starts at the same time. Where it is late, it is asked less and less often.
 async fn wait_for_libvirt(hypervisor: &Hypervisor) -> u32 {
-    let mut told = false;
+    let (mut told, mut pause) = (false, Duration::from_millis(20));
     loop {
         match hypervisor.version().await {
             Ok(version) => return version,
             Err(error) => {
-                if !std::mem::replace(&mut told, true) {
+                pause = (pause * 11 / 10).min(Duration::from_millis(500));
+                if pause == Duration::from_millis(500) && !std::mem::replace(&mut told, true) {
                     tracing::info!(
                         error = format!("{:#}", anyhow::Error::from(error)),
                         "waiting for libvirt"
                     );
                 }
-                sleep(Duration::from_millis(500)).await;
+                sleep(pause).await;
             }
         }
     }
