@@ -184,11 +184,9 @@ fn boots(around: Around) -> Vec<BootPlaneEvent> {
 
 /// A Kea on `client0`, as its manual sets it up; newer ones write leases to one directory of the system only, and need not here.
 fn kea(scratch: &Path) -> Ends {
-    let text = format!(
-        r#"{{ "Dhcp4": {{ "interfaces-config": {{ "interfaces": [ "client0" ] }},
-        "lease-database": {{ "type": "memfile", "persist": false }}, "valid-lifetime": 3600,
-        "subnet4": [ {{ "id": 1, "subnet": "10.77.0.0/24", "pools": [ {{ "pool": "10.77.0.100 - 10.77.0.150" }} ] }} ] }} }}"#
-    );
+    let text = r#"{ "Dhcp4": { "interfaces-config": { "interfaces": [ "client0" ] },
+        "lease-database": { "type": "memfile", "persist": false }, "valid-lifetime": 3600,
+        "subnet4": [ { "id": 1, "subnet": "10.77.0.0/24", "pools": [ { "pool": "10.77.0.100 - 10.77.0.150" } ] } ] } }"#;
     let file = scratch.join("kea.json");
     fs::write(&file, text).expect("its settings");
     let (file, here) = (file.display().to_string(), scratch.display());
