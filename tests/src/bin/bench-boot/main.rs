@@ -211,10 +211,11 @@ fn debian_live(peer: &Path) -> Boot {
     let arguments = format!("boot=live fetch={}/filesystem.squashfs", server.url());
     let setup = Setup { memory: 3072, arguments, foreign: Some(peer.to_owned()), ..Setup::default() };
     let machine = Bare::start("bench-live", setup);
-    let said = machine.says("BENCH ready ");
+    machine.says("BENCH ready ");
     let fetched = server.sent() as f64 / MIB + boot_files(peer);
-    let ready = said.split("BENCH ready ").nth(1).and_then(|t| t.split_whitespace().next()?.parse().ok());
+    // Read when all was said: the number may come after its word.
     let said = machine.says("BENCH end");
+    let ready = said.split("BENCH ready ").nth(1).and_then(|t| t.split_whitespace().next()?.parse().ok());
     keep("serial-debian-live.log", &said);
     Boot { ready: ready.unwrap_or_default(), fetched, ..idle_of(&said) }
 }
