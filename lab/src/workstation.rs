@@ -132,7 +132,7 @@ struct Machine {
 }
 
 /// The emulated machine. Its processor has what QEMU emulates, but not SHA-NI: one of those instructions costs the emulator more than the
-/// plain ones that do its work, four times as much for a hash.
+/// plain ones that do its work.
 pub const EMULATION: &str = "-machine q35 -accel tcg,thread=multi -cpu max,sha-ni=off";
 
 const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
