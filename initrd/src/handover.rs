@@ -225,7 +225,7 @@ fn say_failure(what: &str, result: Result<()>) {
     }
 }
 
-/// Loads the image's modules from the new root. One that refuses (it is for another CPU) is named and stops nothing. Returns
+/// Loads the image's modules from the new root, unless they are there already. One that refuses is named and stops nothing. Returns
 /// the loader, for what the hardware asks for.
 pub fn load_modules(release: &str, named: &[String]) -> Option<Loader> {
     let mut loader = match Loader::open(Path::new("/"), release) {
@@ -246,7 +246,7 @@ pub fn load_modules(release: &str, named: &[String]) -> Option<Loader> {
         }
     }
     if !loaded.is_empty() {
-        JOURNAL.say("modules", &format!("from the root: {}", loaded.join(" ")));
+        JOURNAL.say("modules", &format!("named by the image: {}", loaded.join(" ")));
     }
     open_devices();
     // The other device nodes bring their modules with them, when a guest wants one.
