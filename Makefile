@@ -15,11 +15,13 @@ deps: ## install the Debian packages that building and testing need
 	@scripts/deps
 
 build: deps ## build everything; the command is target/release/labshift
-	$(CARGO) build --release --locked -p labshift-cli -p labshift-runtime -p labshift-rcuda
-	RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --release --locked --target $(TARGET) -p labshift-initrd -p labshift-rcuda
+	$(CARGO) build --release --locked -p labshift-cli
+	$(CARGO) build --profile node --locked -p labshift-runtime -p labshift-rcuda --bin labshift-runtime --bin rcuda-server
+	RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --profile node --locked --target $(TARGET) \
+	  -p labshift-initrd -p labshift-rcuda --bin init --bin rcuda-smi
 	@mkdir -p $(PROGRAMS)
-	@install -s -m 755 target/$(TARGET)/release/init target/$(TARGET)/release/rcuda-smi \
-	  target/release/labshift-runtime target/release/rcuda-server $(PROGRAMS)/
+	@install -s -m 755 target/$(TARGET)/node/init target/$(TARGET)/node/rcuda-smi \
+	  target/node/labshift-runtime target/node/rcuda-server $(PROGRAMS)/
 
 demo: build ## play one day of a small lab in QEMU; leaves screenshots, traces and logs in target/demo
 	$(SUDO) target/release/labshift lab demo --recipes recipes --store target/lab/store --output target/demo

@@ -1,7 +1,7 @@
 //! The kernel package: its image, and the modules an image needs of it.
 //!
-//! Modules are named by recipes; what they depend on is read from their `.modinfo`, and `modules.dep` and
-//! `modules.alias` are written here, in the form that depmod gives them (modules.dep(5)).
+//! Modules are named by recipes; what they depend on is read from their `.modinfo`, and `modules.dep`,
+//! `modules.alias` and `modules.devname` are written here, in the form that depmod gives them (modules.dep(5)).
 
 use std::{
     borrow::Cow,
@@ -275,6 +275,22 @@ pub fn aliases(modules: &[Module]) -> String {
     lines.collect()
 }
 
+/// `modules.devname` of a set of modules: the device nodes by which each may be asked for, of those that say both name and numbers.
+pub fn devices(modules: &[Module]) -> String {
+    let mut text = "# Device nodes to trigger on-demand module loading.\n".to_owned();
+    for module in modules {
+        let find = |prefix: &str| module.aliases.iter().find_map(|alias| alias.strip_prefix(prefix));
+        let numbers = [("c", "char-major-"), ("b", "block-major-")].into_iter().find_map(|(kind, prefix)| {
+            let (major, minor) = find(prefix)?.split_once('-')?;
+            Some(format!("{kind}{}:{}", major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?))
+        });
+        if let (Some(path), Some(numbers)) = (find("devname:"), numbers) {
+            text += &format!("{} {path} {numbers}\n", module.name);
+        }
+    }
+    text
+}
+
 /// What a module says of itself, on the shelf.
 const MODINFO: &str = ".modinfo";
 
@@ -350,6 +366,19 @@ mod tests {
             "kernel/a.ko: kernel/b.ko kernel/c.ko\nkernel/b.ko: kernel/c.ko\nkernel/c.ko:\n"
         );
         assert_eq!(aliases(&modules), "alias pci:v1d2* a\n");
+    }
+
+    #[test]
+    fn device_nodes_have_a_name_and_numbers() {
+        let modules = [
+            module("tun", &[], &["devname:net/tun", "char-major-10-200"]),
+            module("loop", &[], &["devname:loop-control", "char-major-10-237", "block-major-7-*"]),
+            module("btrfs", &[], &["devname:btrfs-control"]),
+            module("sd_mod", &[], &["block-major-8-*"]),
+        ];
+        let text = devices(&modules);
+        let lines: Vec<&str> = text.lines().skip(1).collect();
+        assert_eq!(lines, ["tun net/tun c10:200", "loop loop-control c10:237"]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::{
     data::Data,
     deb::Unpacked,
     glob,
-    kernel::{Kernel, Module, aliases, dependencies},
+    kernel::{Kernel, Module, aliases, dependencies, devices},
     layer::Layer,
     recipe_file::Loaded,
     scripts,
@@ -141,6 +141,7 @@ impl<'a> Building<'a> {
         let directory = format!("usr/lib/modules/{}", kernel.release);
         self.tree.file(&format!("{directory}/modules.dep"), 0o644, dependencies(modules));
         self.tree.file(&format!("{directory}/modules.alias"), 0o644, aliases(modules));
+        self.tree.file(&format!("{directory}/modules.devname"), 0o644, devices(modules));
         for module in modules {
             let mut node = Node::made(Kind::File(module.content.clone()), 0o644);
             node.origin = kernel.origin.clone();

@@ -19,6 +19,7 @@ use ureq::Agent;
 
 use crate::{
     adoption,
+    beside::Beside,
     blocks::{Blocks, Policy},
     cmdline::{Cmdline, DiskRoot, RootSource},
     crash, disk,
@@ -28,7 +29,7 @@ use crate::{
     idle,
     journal::JOURNAL,
     link::{self, Port},
-    modules::{self, Loaded, Loader},
+    modules::Loader,
     mount::{self, Upper},
     nbd, network,
     peers::Swarm,
@@ -87,9 +88,7 @@ pub fn run() -> Handover {
         .reached(Stage::Init, &format!("kernel {release}, {} CPUs, {} MiB free", processors(), memory >> 20));
     serve_module_requests();
     crash::show_records();
-    if let Some(reason) = crash::take(Path::new("/")) {
-        JOURNAL.crashed(reason);
-    }
+    crash::tell(Path::new("/"));
     let text = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let parsed = crate::cmdline::parse(&text)
         .map_err(|faults| Halt::new(Stage::Init, Code::Cmdline, faults.join("; ")));
@@ -158,52 +157,17 @@ fn recover(
 }
 
 fn attempt(cmdline: &Cmdline, release: &str, agent: &Agent, known: &mut Known) -> Result<Handover, Halt> {
-    let mut loader = load_modules(release)?;
+    let ground: &[_] = match &cmdline.root {
+        RootSource::Network if cmdline.policy == Policy::Whole => &["loop"],
+        RootSource::Network => &["nbd"],
+        RootSource::Disk(_) => &["virtio_blk", "ext4"],
+    };
+    let mut beside = Beside::start(release, ground)?;
+    beside.network();
     match &cmdline.root {
-        RootSource::Network => from_network(cmdline, release, agent, known, &mut loader),
-        RootSource::Disk(disk) => from_disk(cmdline, disk, &mut loader),
+        RootSource::Network => from_network(cmdline, release, agent, known, beside),
+        RootSource::Disk(disk) => from_disk(cmdline, disk, beside),
     }
-}
-
-/// Loads what the hardware asks for. The initramfs holds drivers for network and disks, and KVM, which loads while the others get us to
-/// the server.
-fn load_modules(release: &str) -> Result<Loader, Halt> {
-    let halt = |sentence: String| Halt::new(Stage::Modules, Code::Module, sentence);
-    let mut loader = Loader::open(Path::new("/"), release)
-        .map_err(|e| halt(format!("the initramfs has no module index for kernel {release}: {e}")))?;
-    // KVM is a second's work on a slow machine: it loads while the network is awaited, see [`load_meanwhile`].
-    loader.leave(modules::alias_of_processors(Path::new("/")));
-    let loaded = loader.coldplug(Path::new("/"));
-    for why in &loaded.refused {
-        JOURNAL.say("modules", &why.to_string());
-    }
-    JOURNAL.reached(Stage::Modules, &format!("hardware: {loaded}"));
-    Ok(loader)
-}
-
-/// Loads modules beside the way to the root: by name, or what an alias asks for. What does not load here is loaded from the root, and
-/// named then.
-fn load_meanwhile(release: &str, wanted: impl IntoIterator<Item = String>) {
-    let (release, wanted) = (release.to_owned(), wanted.into_iter().collect::<Vec<_>>());
-    std::thread::spawn(move || {
-        sys::give_way();
-        let Ok(mut loader) = Loader::open(Path::new("/"), &release) else { return };
-        loader.load_for(wanted, &mut Loaded::default());
-    });
-}
-
-/// Loads the file systems and what the root stands on. The crypto modules are accelerators: the kernel has its own code.
-fn load_root_modules(loader: &mut Loader, more: &[&str]) -> Result<(), Halt> {
-    let cpuinfo = modules::cpuinfo();
-    for optional in ["efi_pstore", "crc32c_intel", "crc32c_generic", "sha256_ssse3", "af_packet"] {
-        if modules::fits_processor(optional, &cpuinfo) {
-            let _ = loader.load(optional);
-        }
-    }
-    for module in ["dm_verity", "erofs", "overlay"].iter().chain(more) {
-        loader.load(module).map_err(|e| Halt::new(Stage::RootMounted, Code::Module, e.to_string()))?;
-    }
-    Ok(())
 }
 
 fn from_network(
@@ -211,13 +175,9 @@ fn from_network(
     release: &str,
     agent: &Agent,
     known: &mut Known,
-    loader: &mut Loader,
+    mut beside: Beside,
 ) -> Result<Handover, Halt> {
     let ports = network::raise(cmdline)?;
-    // The cable needs its time; the file system modules load meanwhile.
-    let device = if cmdline.policy == Policy::Whole { "loop" } else { "nbd" };
-    load_root_modules(loader, &[device])?;
-    load_meanwhile(release, modules::alias_of_processors(Path::new("/")));
     network::wait_for_link(&ports)?;
     let trust = Trust::read(Path::new("/"));
     let mut was_unknown = false;
@@ -262,13 +222,13 @@ fn from_network(
             short(&answer.generation)
         ),
     );
-    load_meanwhile(release, manifest.modules.clone());
+    beside.load(manifest.modules.clone());
     let blocks = std::thread::scope(|scope| {
         // The first report travels while the root comes.
         scope.spawn(|| known.report(agent));
-        fetch_and_mount(agent, (&server, lease.address), &answer, &manifest, cmdline, loader)
+        fetch_and_mount(agent, (&server, lease.address), &answer, &manifest, cmdline, &mut beside)
     })?;
-    enter_root()?;
+    enter_root(beside)?;
     if let Some(blocks) = &blocks {
         blocks.be_patient();
     }
@@ -296,7 +256,7 @@ fn fetch_and_mount(
     answer: &BootAnswer,
     manifest: &Manifest,
     cmdline: &Cmdline,
-    loader: &mut Loader,
+    beside: &mut Beside,
 ) -> Result<Option<Arc<Blocks>>, Halt> {
     let image = format!("image {} generation {}", answer.image, short(&answer.generation));
     let halt = |code, why: String| Halt::new(Stage::RootFetched, code, format!("{image}: {why}"));
@@ -304,7 +264,7 @@ fn fetch_and_mount(
     let bytes = shape.data_size() + shape.tree_size();
     let free =
         fs::read_to_string("/proc/meminfo").ok().and_then(|t| mount::available_memory(&t)).unwrap_or(0);
-    let (policy, found) = local_disk(cmdline.policy, manifest, &shape, loader);
+    let (policy, found) = local_disk(cmdline.policy, manifest, &shape, &mut beside.loader);
     let kept = if matches!(policy, Policy::Lazy | Policy::Disk) { shape.tree_size() } else { bytes };
     if free < kept + SPARE_MEMORY {
         let sentence = format!(
@@ -333,7 +293,8 @@ fn fetch_and_mount(
         let (cache, found) = found.map_or((None, None), |(cache, found)| (cache, Some(found)));
         let peers = (!answer.peers.is_empty())
             .then(|| Swarm::new(own, &answer.peers, paths::PEER_PORT, shape.root_hash()));
-        let blocks = mount_as_it_comes(source, shape.clone(), (policy, cache), peers, &order, &image)?;
+        let blocks =
+            mount_as_it_comes(source, shape.clone(), (policy, cache), peers, (&order, beside), &image)?;
         swap(found.as_ref(), (policy == Policy::Disk).then_some(&shape));
         return Ok(Some(blocks));
     }
@@ -352,6 +313,7 @@ fn fetch_and_mount(
         Stage::RootFetched,
         &format!("{} MiB verified in {seconds:.1} s, {rate:.0} MB/s{resumed}", fetched.bytes >> 20),
     );
+    beside.ground()?;
     let mounted = mount::verified_file(&file, &shape).and_then(|d| mount::mount_root(&d));
     mounted.map_err(|why| Halt::new(Stage::RootMounted, Code::Mount, format!("{image}: {why:#}")))?;
     swap(found.as_ref().map(|(_, found)| found), None);
@@ -378,7 +340,7 @@ fn local_disk(
     }
     let root = Path::new("/");
     let patience = if policy == Policy::Disk { disk::CACHE_PATIENCE } else { Duration::ZERO };
-    let found = match disk::wait_for(root, rule, patience, || drop(loader.coldplug(root))) {
+    let found = match disk::wait_for(root, rule, patience, || drop(loader.coldplug(root, |_| true))) {
         Ok(found) => found,
         Err(why @ disk::NoDisk::None(_)) => {
             if policy == Policy::Disk {
@@ -437,7 +399,7 @@ fn mount_as_it_comes(
     shape: Shape,
     (policy, cache): (Policy, Option<disk::Cache>),
     peers: Option<Arc<Swarm>>,
-    order: &BootOrder,
+    (order, beside): (&BootOrder, &mut Beside),
     image: &str,
 ) -> Result<Arc<Blocks>, Halt> {
     let fetch_failed =
@@ -456,6 +418,7 @@ fn mount_as_it_comes(
         let blocks = blocks.clone();
         std::thread::spawn(move || blocks.prefetch());
     }
+    beside.ground()?;
     let mounted = nbd::attach(Path::new("/dev"), &blocks)
         .context("attaching the network block device")
         .and_then(|device| mount::verified_device(&device, &shape))
@@ -473,9 +436,8 @@ fn mount_as_it_comes(
     }
 }
 
-fn from_disk(cmdline: &Cmdline, disk: &DiskRoot, loader: &mut Loader) -> Result<Handover, Halt> {
-    load_root_modules(loader, &["virtio_blk"])?;
-    let _ = loader.load("ext4");
+fn from_disk(cmdline: &Cmdline, disk: &DiskRoot, mut beside: Beside) -> Result<Handover, Halt> {
+    beside.ground()?;
     let halt = |code, sentence: String| Halt::new(Stage::RootMounted, code, sentence);
     let device = wait_for_device("/dev/vda")
         .ok_or_else(|| halt(Code::Mount, "no first virtio disk (/dev/vda) came up".to_owned()))?;
@@ -498,7 +460,7 @@ fn from_disk(cmdline: &Cmdline, disk: &DiskRoot, loader: &mut Loader) -> Result<
     );
     // A guest without a network still runs: it says so and goes on.
     let network = network::of_guest(cmdline);
-    enter_root()?;
+    enter_root(beside)?;
     handover::for_guest(cmdline, network)
         .map_err(|why| Halt::new(Stage::Services, Code::Services, format!("{why:#}")))
 }
@@ -515,11 +477,14 @@ fn wait_for_device(path: &str) -> Option<PathBuf> {
     Some(path)
 }
 
-fn enter_root() -> Result<(), Halt> {
+/// The root is mounted: makes it the root, once nobody loads from the initramfs any more.
+fn enter_root(beside: Beside) -> Result<(), Halt> {
+    JOURNAL.reached(Stage::RootMounted, "verity, erofs, overlay");
+    beside.finish();
     mount::switch_root().map_err(|why| Halt::new(Stage::RootMounted, Code::Mount, format!("{why:#}")))?;
     JOURNAL.open_consoles(Path::new("/"));
     JOURNAL.leave_page();
-    JOURNAL.reached(Stage::RootMounted, "verity, erofs, overlay; running from the new root");
+    JOURNAL.say("root", "running from the new root");
     Ok(())
 }
 

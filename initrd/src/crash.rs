@@ -20,8 +20,15 @@ pub fn show_records() {
     let _ = mount(Some("pstore"), "/sys/fs/pstore", Some("pstore"), flags, None::<&str>);
 }
 
+/// Tells of a crash, if there are records of one. To be asked again when another place for records is known: a driver's.
+pub fn tell(sysroot: &Path) {
+    if let Some(reason) = take(sysroot) {
+        JOURNAL.crashed(reason);
+    }
+}
+
 /// Takes the records of a crash and says them. Returns the kernel's own word for it.
-pub fn take(sysroot: &Path) -> Option<String> {
+fn take(sysroot: &Path) -> Option<String> {
     let directory = sysroot.join("sys/fs/pstore");
     let mut records = vec![];
     for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {

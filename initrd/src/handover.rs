@@ -26,12 +26,13 @@ use crate::{
     blocks::Blocks,
     cmdline::{Cmdline, GuestIdentity},
     dhcp::Lease,
+    hotplug,
     journal::JOURNAL,
     kexec::Next,
     lease,
     link::Port,
     modules::{self, Loader},
-    netlink, process,
+    netlink, nodes, process,
     server::{self, Trust},
     sys,
 };
@@ -225,33 +226,47 @@ fn say_failure(what: &str, result: Result<()>) {
     }
 }
 
-/// Loads the image's modules from the new root, unless they are there already. One that refuses is named and stops nothing. Returns
-/// the loader, for what the hardware asks for.
-pub fn load_modules(release: &str, named: &[String]) -> Option<Loader> {
-    let mut loader = match Loader::open(Path::new("/"), release) {
-        Ok(loader) => loader,
-        Err(why) => {
-            JOURNAL.say("modules", &format!("the root has no module index for kernel {release}: {why}"));
-            return None;
-        }
-    };
-    let mut loaded = vec![];
+/// Loads those of the image's modules that did not come from the initramfs, and makes the device nodes that bring their modules, when a guest
+/// wants one. A module that refuses is named and stops nothing.
+pub fn load_modules(release: &str, named: &[String]) {
+    let root = Path::new("/");
     let cpuinfo = modules::cpuinfo();
-    for module in named.iter().filter(|m| modules::fits_processor(m, &cpuinfo)) {
-        match loader.load(module) {
-            Ok(true) => loaded.push(module.as_str()),
-            // Built into the kernel, most likely.
-            Ok(false) => {}
-            Err(why) => JOURNAL.say("modules", &format!("not loaded: {why}")),
+    let wanted = named.iter().filter(|m| modules::fits_processor(m, &cpuinfo));
+    let (mut there, missing): (Vec<_>, Vec<_>) = wanted.partition(|m| modules::is_live(m));
+    if !missing.is_empty() {
+        match Loader::open(root, release) {
+            Ok(mut loader) => there.extend(missing.into_iter().filter(|m| match loader.load(m) {
+                Ok(is_module) => is_module,
+                Err(why) => {
+                    JOURNAL.say("modules", &format!("not loaded: {why}"));
+                    false
+                }
+            })),
+            Err(why) => JOURNAL.say("modules", &no_index(release, &why)),
         }
     }
-    if !loaded.is_empty() {
-        JOURNAL.say("modules", &format!("named by the image: {}", loaded.join(" ")));
+    if !there.is_empty() {
+        let names: Vec<&str> = there.iter().map(|m| m.as_str()).collect();
+        JOURNAL.say("modules", &format!("named by the image: {}", names.join(" ")));
     }
     open_devices();
-    // The other device nodes bring their modules with them, when a guest wants one.
-    say_failure("device nodes", loader.make_nodes(Path::new("/dev")).context("making them"));
-    Some(loader)
+    let made = nodes::make(Path::new("/dev"), &modules::directory(root, release));
+    say_failure("device nodes", made.context("making them"));
+}
+
+/// Loads what the hardware asks for, from the new root, for life.
+pub fn serve_hardware(release: &str) {
+    let served = match Loader::open(Path::new("/"), release) {
+        Ok(mut loader) => hotplug::serve(&mut loader, Path::new("/"), open_devices),
+        Err(why) => Err(anyhow::anyhow!(no_index(release, &why))),
+    };
+    if let Err(why) = served {
+        JOURNAL.say("modules", &format!("{why:#}"));
+    }
+}
+
+fn no_index(release: &str, why: &std::io::Error) -> String {
+    format!("the root has no module index for kernel {release}: {why}")
 }
 
 /// libvirt's QEMU user reaches /dev/kvm by its group; without it libvirt takes KVM for broken.

@@ -31,7 +31,7 @@ pub fn serve(loader: &mut Loader, sysroot: &Path, after: impl Fn()) -> Result<()
         .context("listening to the kernel's announcements")?;
     let mut message = vec![0; 16 * 1024];
     loop {
-        let loaded = loader.coldplug(sysroot);
+        let loaded = loader.coldplug(sysroot, |_| true);
         loaded.tell("hardware");
         if !loaded.names.is_empty() {
             after();

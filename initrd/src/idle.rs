@@ -9,13 +9,16 @@ use std::{fs, path::Path};
 use crate::journal::JOURNAL;
 
 /// Files of the kernel and what goes into them, on a machine with so many KiB of memory.
-fn settings(memory_kib: u64) -> [(&'static str, String); 7] {
+fn settings(memory_kib: u64) -> [(&'static str, String); 8] {
     // What the kernel itself keeps when it has no huge pages (`calculate_min_free_kbytes`): enough for what must not wait.
     let reserve = (memory_kib * 16).isqrt().clamp(128, 256 << 10);
     [
         // For those who ask: QEMU does for guests' memory. Others would be given more than they use.
         ("sys/kernel/mm/transparent_hugepage/enabled", "madvise".to_owned()),
         ("proc/sys/vm/min_free_kbytes", reserve.to_string()),
+        // The zones DMA, DMA32, Normal, Movable: the lowest 16 MiB are for cards of the last century, and guests may have them, too. What is kept for
+        // devices that reach 4 GiB stays.
+        ("proc/sys/vm/lowmem_reserve_ratio", "0 256 32 0 0".to_owned()),
         // The processors' own stocks of free pages together: a thousandth of all. By itself each may keep an eighth of its share.
         ("proc/sys/vm/percpu_pagelist_high_fraction", "1024".to_owned()),
         ("proc/sys/vm/compaction_proactiveness", "0".to_owned()),

@@ -12,7 +12,8 @@
 //! | [`cmdline`] | what the kernel command line tells |
 //! | [`console`], [`journal`] | where people look; what happened |
 //! | [`failure`], [`page`], [`screen`] | what went wrong; how it is shown; on which screen |
-//! | [`modules`], [`hotplug`] | kernel modules; devices that come later |
+//! | [`modules`], [`beside`] | kernel modules; what loads beside the boot |
+//! | [`hotplug`], [`nodes`] | devices that come later; those that bring their module |
 //! | [`link`], [`netlink`] | ports, their addresses |
 //! | [`network`] | the boot's steps to the server |
 //! | [`dhcp`], [`lease`] | the client's decisions; its sockets and clocks |
@@ -35,6 +36,7 @@
 
 pub mod activation;
 pub mod adoption;
+pub mod beside;
 pub mod blocks;
 pub mod boot;
 pub mod button;
@@ -63,6 +65,7 @@ pub mod mount;
 pub mod nbd;
 pub mod netlink;
 pub mod network;
+pub mod nodes;
 pub mod order;
 pub mod page;
 pub mod peers;

@@ -3,6 +3,7 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -15,7 +16,6 @@ use crate::{
     boot, button, clock, control,
     failure::{Code, Halt},
     handover::{self, Handover},
-    hotplug,
     journal::JOURNAL,
     lease::{self, Due, Renewal},
     order,
@@ -29,6 +29,8 @@ use crate::{
 /// Seconds between a fault of init itself and the reboot.
 const FAULT_PAUSE: Duration = Duration::from_secs(30);
 
+/// How long the services' start comes before drivers that the way to the root did not need. One may wait for such a driver.
+const SERVICES_FIRST: Duration = Duration::from_secs(5);
 /// After the services are up the machine gets some time for itself before the rest of the root is fetched.
 const QUIET: Duration = Duration::from_secs(5);
 /// The same when the order of the boot's reading is to be known: slow services still read after they are up.
@@ -103,16 +105,18 @@ fn supervise(handover: &Handover) -> Result<End> {
         };
         let mut supervisor = Supervisor::new(handover.services.clone(), surroundings);
         let (events, named) = (supervisor.events(), handover.modules.clone());
+        let (all_up, services_up) = std::sync::mpsc::channel();
+        let services_up = Mutex::new(services_up);
         // Services start meanwhile, except those that wait for it.
         spawn_for_life("modules", move || {
-            let loader = handover::load_modules(&boot::kernel_release(), &named);
+            let release = boot::kernel_release();
+            handover::load_modules(&release, &named);
             let _ = events.send(Event::Modules);
-            let Some(mut loader) = loader else { return wait_for_ever() };
             // Screens and keyboards must not hold up the services.
             sys::give_way();
-            if let Err(why) = hotplug::serve(&mut loader, Path::new("/"), handover::open_devices) {
-                JOURNAL.say("modules", &format!("{why:#}"));
-            }
+            let _ = services_up.lock().map(|up| up.recv_timeout(SERVICES_FIRST));
+            handover::serve_hardware(&release);
+            wait_for_ever();
         });
         let events = supervisor.events();
         spawn_for_life("button", move || match button::wait(Path::new("/")) {
@@ -134,6 +138,7 @@ fn supervise(handover: &Handover) -> Result<End> {
         let (count, reporter) = (handover.services.len(), handover.reporter.clone());
         handover::report(reporter.clone());
         let up = move || {
+            let _ = all_up.send(());
             note_up(count, &shares.map(|blocks| blocks.shares()).unwrap_or_default());
             handover::report(reporter);
             if let Some(blocks) = blocks {

@@ -14,11 +14,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::{
-    errno::Errno,
-    sys::stat::{Mode, SFlag, makedev, mknod},
-};
-
 use crate::{journal::JOURNAL, sys};
 
 /// What depmod knows of one kernel's modules.
@@ -31,18 +26,6 @@ pub struct Index {
     /// Other patterns, by their bus: the text before the first `:`. Those that leave the bus open (`acpi*:`) are under the empty
     /// one.
     patterns: HashMap<String, Vec<(String, String)>>,
-    nodes: Vec<Node>,
-}
-
-/// A device node whose module the kernel asks for when it is opened (`devname:` and `char-major-` aliases, modules.devname(5)).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Node {
-    /// Below `/dev`.
-    pub path: String,
-    /// Device number.
-    pub major: u64,
-    /// Device number.
-    pub minor: u64,
 }
 
 impl Index {
@@ -86,30 +69,6 @@ impl Index {
         }
     }
 
-    /// Nodes of character devices that bring their module when they are opened.
-    fn read_nodes(&mut self, alias: &str) {
-        let aliases = || {
-            alias.lines().filter_map(|line| {
-                let mut words = line.strip_prefix("alias ")?.split_whitespace();
-                Some((words.next()?, words.next()?))
-            })
-        };
-        let numbers: HashMap<&str, (u64, u64)> = aliases()
-            .filter_map(|(alias, module)| {
-                let (major, minor) = alias.strip_prefix("char-major-")?.split_once('-')?;
-                Some((module, (major.parse().ok()?, minor.parse().ok()?)))
-            })
-            .collect();
-        self.nodes = aliases()
-            .filter_map(|(alias, module)| {
-                let path = alias.strip_prefix("devname:")?;
-                let (major, minor) = *numbers.get(module)?;
-                let is_below = path.split('/').all(|part| !part.is_empty() && part != "..");
-                is_below.then(|| Node { path: path.to_owned(), major, minor })
-            })
-            .collect();
-    }
-
     /// Modules that a device's modalias, or the kernel's request by alias or name, asks for.
     pub fn wanted(&self, alias: &str) -> BTreeSet<String> {
         let mut found = BTreeSet::new();
@@ -148,6 +107,11 @@ impl Index {
         self.files
             .get(module)
             .is_some_and(|(path, _)| path.starts_with("kernel/arch/") && path.contains("/crypto/"))
+    }
+
+    /// A module's file, below the module directory; empty when there is none.
+    fn path(&self, module: &str) -> &str {
+        self.files.get(module).map_or("", |(path, _)| path)
     }
 
     /// True when the module has a file.
@@ -260,12 +224,7 @@ pub struct Loader {
 impl Loader {
     /// Reads the index below `root` for kernel `release`.
     pub fn open(root: &Path, release: &str) -> std::io::Result<Self> {
-        // Debian keeps modules under /usr/lib; an initramfs may have either.
-        let directory = ["lib/modules", "usr/lib/modules"]
-            .iter()
-            .map(|d| root.join(d).join(release))
-            .find(|d| d.join("modules.dep").exists())
-            .unwrap_or_else(|| root.join("lib/modules").join(release));
+        let directory = directory(root, release);
         let dep = fs::read_to_string(directory.join("modules.dep"))?;
         let index = Index::dependencies(&dep);
         Ok(Loader {
@@ -283,7 +242,7 @@ impl Loader {
         for relative in &order {
             if !self.done.contains(relative) {
                 // One that another loader has loaded, perhaps from another root, would be read whole only to be refused.
-                if !is_live(&name_of(relative)) {
+                if !is_live(relative) {
                     let path = self.directory.join(relative);
                     load_file(&path).map_err(|why| NotLoaded { path, why })?;
                 }
@@ -293,16 +252,28 @@ impl Loader {
         Ok(!order.is_empty())
     }
 
-    /// Loads whatever the devices of `/sys` ask for, until no new one appears; see [`Loader::load_for`].
-    pub fn coldplug(&mut self, sysroot: &Path) -> Loaded {
-        let mut all = Loaded::default();
+    /// Loads whatever the devices of `/sys` ask for, until no new one appears; see [`Loader::load_for`]. Only modules whose path is `chosen`:
+    /// the others' devices are looked at again the next time.
+    pub fn coldplug(&mut self, sysroot: &Path, chosen: impl Fn(&str) -> bool) -> Loaded {
+        let (mut all, mut tried) = (Loaded::default(), HashSet::new());
         loop {
-            let aliases = modaliases(sysroot).into_iter();
-            let new: Vec<String> = aliases.filter(|a| self.seen_aliases.insert(a.clone())).collect();
-            if new.is_empty() {
+            let mut modules = BTreeSet::new();
+            self.read_aliases();
+            let (index, mut settled) = (&self.index, vec![]);
+            for alias in modaliases(sysroot).into_iter().filter(|alias| !self.seen_aliases.contains(alias)) {
+                let wanted = index.wanted(&alias).into_iter();
+                let (now, later): (Vec<_>, Vec<_>) = wanted.partition(|m| chosen(index.path(m)));
+                modules.extend(now);
+                if later.is_empty() {
+                    settled.push(alias);
+                }
+            }
+            self.seen_aliases.extend(settled);
+            modules.retain(|module| tried.insert(module.clone()));
+            if modules.is_empty() {
                 return all;
             }
-            self.load_for(new, &mut all);
+            self.load_each(modules, &mut all);
         }
     }
 
@@ -314,8 +285,13 @@ impl Loader {
     /// Loads what these aliases ask for. A driver that refuses its device is named in the result, and does not stop the others. Crypto
     /// accelerators of the CPU are left to those who ask for them: the kernel requests them by name, and a machine has a dozen.
     pub fn load_for(&mut self, aliases: impl IntoIterator<Item = String>, all: &mut Loaded) {
-        let (index, cpuinfo) = (self.index(), cpuinfo());
-        let modules: BTreeSet<String> = aliases.into_iter().flat_map(|a| index.wanted(&a)).collect();
+        let index = self.index();
+        let modules = aliases.into_iter().flat_map(|a| index.wanted(&a)).collect();
+        self.load_each(modules, all);
+    }
+
+    fn load_each(&mut self, modules: BTreeSet<String>, all: &mut Loaded) {
+        let cpuinfo = cpuinfo();
         for module in modules {
             if self.index.is_accelerator(&module) || !fits_processor(&module, &cpuinfo) {
                 continue;
@@ -337,37 +313,28 @@ impl Loader {
         Ok(any)
     }
 
-    /// Makes the nodes of devices whose modules are there and not loaded: whoever opens one gets its module. Only root may.
-    pub fn make_nodes(&mut self, dev: &Path) -> std::io::Result<()> {
-        self.index();
-        for node in &self.index.nodes {
-            let path = dev.join(&node.path);
-            if let Some(directory) = path.parent() {
-                fs::create_dir_all(directory)?;
-            }
-            match mknod(
-                &path,
-                SFlag::S_IFCHR,
-                Mode::from_bits_truncate(0o600),
-                makedev(node.major, node.minor),
-            ) {
-                Ok(()) | Err(Errno::EEXIST) => {}
-                Err(why) => return Err(why.into()),
-            }
-        }
-        Ok(())
-    }
-
     /// What the index knows, aliases included.
     pub fn index(&mut self) -> &Index {
+        self.read_aliases();
+        &self.index
+    }
+
+    fn read_aliases(&mut self) {
         if !self.has_aliases {
             let text = fs::read_to_string(self.directory.join("modules.alias")).unwrap_or_default();
             self.index.add_aliases(&text);
-            self.index.read_nodes(&text);
             self.has_aliases = true;
         }
-        &self.index
     }
+}
+
+/// Where the modules of kernel `release` are below `root`. Debian keeps them under /usr/lib; an initramfs may have either.
+pub fn directory(root: &Path, release: &str) -> PathBuf {
+    ["lib/modules", "usr/lib/modules"]
+        .iter()
+        .map(|d| root.join(d).join(release))
+        .find(|d| d.join("modules.dep").exists())
+        .unwrap_or_else(|| root.join("lib/modules").join(release))
 }
 
 fn load_file(path: &Path) -> std::io::Result<()> {
@@ -383,8 +350,8 @@ fn load_file(path: &Path) -> std::io::Result<()> {
 }
 
 /// True for a module that is loaded and has started.
-fn is_live(name: &str) -> bool {
-    let state = Path::new("/sys/module").join(name).join("initstate");
+pub fn is_live(module: &str) -> bool {
+    let state = Path::new("/sys/module").join(name_of(module)).join("initstate");
     fs::read_to_string(state).is_ok_and(|state| state.trim() == "live")
 }
 
@@ -441,17 +408,6 @@ pub fn modaliases(sysroot: &Path) -> BTreeSet<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn nodes_are_known_by_name_and_number() {
-        let alias = "alias char-major-10-200 tun\nalias devname:net/tun tun\nalias devname:vhost-net vhost_net\n\
-            alias char-major-10-238 vhost_net\nalias devname:loop-control loop\nalias block-major-7-* loop\n\
-            alias devname:../etc/x evil\nalias char-major-1-1 evil\nalias char-major-180-* usbcore\n";
-        let mut index = Index::default();
-        index.read_nodes(alias);
-        let node = |path: &str, minor| Node { path: path.into(), major: 10, minor };
-        assert_eq!(index.nodes, [node("net/tun", 200), node("vhost-net", 238)]);
-    }
 
     #[test]
     fn only_what_the_processor_has_a_use_for_is_loaded() {

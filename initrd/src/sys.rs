@@ -18,6 +18,7 @@ use nix::{
     errno::Errno,
     sys::time::TimeSpec,
     time::{ClockId, clock_gettime, clock_settime},
+    unistd::Pid,
 };
 
 /// Milliseconds since the kernel started, suspend included.
@@ -66,6 +67,12 @@ pub fn give_way() {
     const LOWEST: libc::c_int = 19;
     // SAFETY: plain numbers; 0 is the calling thread.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, LOWEST) };
+}
+
+/// Takes a thread's giving way back.
+pub fn take_turn(thread: Pid) {
+    // SAFETY: plain numbers; a thread that has ended is none.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, thread.as_raw() as libc::id_t, 0) };
 }
 
 fn ioctl(fd: RawFd, request: u64, argument: *mut libc::c_void) -> io::Result<i32> {

@@ -58,6 +58,8 @@ pub const SERVER_KEY: &str = "keys/server.key";
 pub const NODE_CONTEXT: &str = "/run/labshift/node.json";
 /// Unix socket on which init takes requests ([`crate::context::InitRequest`], one JSON line each).
 pub const INIT_SOCKET: &str = "/run/labshift/init.sock";
+/// The runtime makes this file when libvirt has answered it; recipes wait for it.
+pub const RUNTIME_READY: &str = "/run/labshift/runtime.ready";
 /// Unix socket of the remote-CUDA server on a node.
 pub const RCUDA_SOCKET: &str = "/run/labshift/rcuda.sock";
 /// vsock port of the remote-CUDA server, for the node's guests (host CID 2).

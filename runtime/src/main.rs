@@ -155,6 +155,9 @@ async fn serve(run: &Run, context: NodeContext) -> Result<()> {
     let (domain_changes, domains) = mpsc::unbounded_channel();
     let hypervisor = Hypervisor::new(&run.libvirt, domain_changes);
     let version = wait_for_libvirt(&hypervisor).await;
+    if let Err(error) = std::fs::write(paths::RUNTIME_READY, "") {
+        tracing::warn!(%error, "{} is not there", paths::RUNTIME_READY);
+    }
     let probing = hypervisor.clone();
     tokio::spawn(async move {
         if let Err(error) = probing.probe().await {

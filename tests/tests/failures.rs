@@ -506,14 +506,32 @@ fn a_generation_that_changed_under_way() {
 /// ended, from memory that outlives a restart.
 #[test]
 fn a_dead_pid_1_restarts_the_machine_and_is_told() {
+    dies_and_tells(
+        "pid1",
+        &["-object", "memory-backend-ram,id=erst,size=64K", "-device", "acpi-erst,memdev=erst"],
+    );
+}
+
+/// The same where only the firmware's variables outlive it, as on most workstations: their driver is a module.
+#[test]
+fn a_dead_pid_1_is_told_by_the_variables_of_uefi() {
+    let directory = labshift_tests::root().join("target/test-lab/pid1-uefi");
+    std::fs::create_dir_all(&directory).expect("making the directory");
+    let variables = directory.join("variables.fd");
+    std::fs::copy("/usr/share/OVMF/OVMF_VARS_4M.fd", &variables).expect("copying the variables");
+    let code = "if=pflash,format=raw,unit=0,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd";
+    let variables = format!("if=pflash,format=raw,unit=1,file={}", variables.display());
+    dies_and_tells("pid1-uefi", &["-drive", code, "-drive", &variables]);
+}
+
+fn dies_and_tells(name: &str, more: &[&str]) {
     let script = "b=/usr/bin/busybox; $b sleep 2; \
         set -- $($b grep -m1 r-xp /proc/1/maps); from=$((0x${1%-*} / 4096)); to=$((0x${1#*-} / 4096)); \
         $b dd if=/dev/zero of=/proc/1/mem bs=4096 seek=$from count=$((to - from)) conv=notrunc";
     let answer = answer(|manifest| manifest.services = vec![service("axe", &["/usr/bin/sh", "-c", script])]);
     let server = server(Behaviour { answer: Some(Ok(answer)), ..Default::default() });
     let arguments = format!("{} panic=1", arguments(&server));
-    let more = ["-object", "memory-backend-ram,id=erst,size=64K", "-device", "acpi-erst,memdev=erst"];
-    let machine = Bare::start("pid1", Setup { arguments, more: &more, ..Setup::default() });
+    let machine = Bare::start(name, Setup { arguments, more, ..Setup::default() });
     let serial =
         machine.says("crash the last run ended: Kernel panic - not syncing: Attempted to kill init!");
     assert!(serial.contains("1 services are up") && serial.matches(" init kernel ").count() == 2, "{serial}");

@@ -4,8 +4,8 @@
 //! Both kernels are started by QEMU itself, and both fetch their root over HTTP from this program; times are the machine's own, since
 //! its kernel started. What each machine said on its serial line stays in `target/bench/`.
 //!
-//! `bench-boot [RUNS]`, 3 when not given. `bench-boot labshift [RUNS]` boots ours only, and `bench-boot room [RUNS]` measures only the room
-//! that starts at once, for which this must run as root; both follow the order that was recorded last.
+//! `bench-boot [RUNS]`, 3 when not given. `bench-boot labshift [RUNS]` boots ours only, `bench-boot peer [RUNS]` the peer, and `bench-boot room [RUNS]` measures only the room
+//! that starts at once, for which this must run as root; ours follow the order that was recorded last.
 //!
 //! The first boot of ours records in which order it reads its root; the boots that count follow it. In each run stands one without the order
 //! beside it: what the order is worth.
@@ -52,6 +52,12 @@ fn main() -> ExitCode {
             let order = last_order();
             for run in 1..=runs {
                 println!("run {run} labshift {:?}", labshift(&order).0);
+            }
+            ExitCode::SUCCESS
+        }
+        Some("peer") => {
+            for run in 1..=runs {
+                println!("run {run} debian-live {:?}", debian_live(&kept("peer")));
             }
             ExitCode::SUCCESS
         }
