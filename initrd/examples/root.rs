@@ -66,7 +66,10 @@ fn main() -> Result<()> {
         println!("{what} {:.3} {} {peers}", begin.elapsed().as_secs_f64(), all - peers);
     };
     let mut buffer = vec![0; CHUNK as usize];
-    for (first, count) in order.ranges() {
+    for (number, (first, count)) in order.ranges().iter().enumerate() {
+        if number == order.until_up() {
+            blocks.note_up();
+        }
         let (mut at, end) = (first * BLOCK as u64, ((first + count) * BLOCK as u64).min(blocks.data_size()));
         while at < end {
             let part = CHUNK.min(end - at) as usize;

@@ -50,14 +50,17 @@ pub struct Beside {
 impl Beside {
     /// Begins, from the initramfs. `ground` is what this root stands on besides device-mapper, EROFS and overlay.
     pub fn start(release: &str, ground: &'static [&'static str]) -> Result<Beside, Halt> {
-        let loader = open(release)?;
+        let mut loader = open(release)?;
+        // KVM is the longest of all: it is the rest's to load, after the board's watchdog.
+        let processors = modules::alias_of_processors(Path::new("/"));
+        loader.leave(processors.clone());
         let (wanted, batches) = channel();
         let rest_id = Arc::<OnceLock<Pid>>::default();
         let (own, id) = (release.to_owned(), rest_id.clone());
         let rest = std::thread::spawn(move || {
             let _ = id.set(gettid());
             sys::give_way();
-            load_rest(&own, &batches);
+            load_rest(&own, processors, &batches);
         });
         let own = release.to_owned();
         let ground = std::thread::spawn(move || load_ground(&own, ground));
@@ -68,7 +71,8 @@ impl Beside {
     pub fn network(&mut self) {
         let loaded = self.loader.coldplug(Path::new("/"), leads_to_network);
         tell_refused(&loaded);
-        JOURNAL.reached(Stage::Modules, &format!("network: {loaded}"));
+        let names = if loaded.names.is_empty() { "no module needed".to_owned() } else { loaded.to_string() };
+        JOURNAL.reached(Stage::Modules, &format!("network: {names}"));
     }
 
     /// Loads these, too, by name; what the initramfs lacks is loaded from the root, and named then.
@@ -96,11 +100,9 @@ impl Beside {
     }
 }
 
-fn load_rest(release: &str, batches: &Receiver<Vec<String>>) {
+fn load_rest(release: &str, processors: Option<String>, batches: &Receiver<Vec<String>>) {
     let root = Path::new("/");
     let Ok(mut loader) = Loader::open(root, release) else { return };
-    // KVM is the longest of them: the board's watchdog comes before it.
-    let processors = modules::alias_of_processors(root);
     loader.leave(processors.clone());
     let mut loaded = loader.coldplug(root, |path| !leads_to_network(path));
     loader.load_for(processors, &mut loaded);

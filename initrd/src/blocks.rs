@@ -84,8 +84,11 @@ struct Store {
     was_read: HashSet<u64>,
     /// Chunks in the order of an earlier boot; empty when none was recorded.
     plan: Vec<u64>,
-    /// Where the fetching of the plan is.
+    /// Where the fetching of the plan is, and how far it may go before the machine is up.
     planned: usize,
+    until_up: usize,
+    /// How many chunks had been read when the machine was up.
+    read_until_up: Option<usize>,
     /// The chunks of the plan that were read.
     used: usize,
 }
@@ -219,6 +222,16 @@ impl Blocks {
                 None => store = self.changed.wait(store).unwrap_or_else(PoisonError::into_inner),
             }
         }
+    }
+
+    /// The machine is up: what was read later at the recorded boot may come, too.
+    pub fn note_up(&self) {
+        let mut store = self.lock();
+        let read = store.read.len();
+        store.read_until_up.get_or_insert(read);
+        store.until_up = usize::MAX;
+        drop(store);
+        self.changed.notify_all();
     }
 
     /// True when everything is to be here in the end.

@@ -109,6 +109,38 @@ fn a_recorded_order_is_fetched_ahead() {
     assert!(!odd.is_ordered());
 }
 
+/// What the recorded boot read when it was up comes when this one is up.
+#[test]
+fn what_was_read_later_is_fetched_later() {
+    let (body, shape) = image(3200);
+    let chunk = 32 * BLOCK as u64;
+    let (url, _) = serve(body.clone(), 0, 0);
+    let first = Blocks::open(source(vec![url]), shape.clone(), Policy::Full, None).unwrap();
+    let read = |blocks: &Blocks, chunks: &[u64]| {
+        for at in chunks {
+            blocks.read(at * chunk, &mut [0; 10]).unwrap();
+        }
+    };
+    read(&first, &[3, 4, 90]);
+    first.note_up();
+    read(&first, &[5, 6]);
+    first.note_up();
+    assert_eq!(first.order().to_string(), "96+64,2880+32;160+64");
+
+    let (url, _) = serve(body, 0, 0);
+    let then = Arc::new(Blocks::open(source(vec![url]), shape, Policy::Full, None).unwrap());
+    let tree = then.fetched();
+    then.follow(&first.order());
+    let fetching = then.clone();
+    let ahead = std::thread::spawn(move || fetching.prefetch());
+    // The three that come early; a fourth, which nobody planned, comes because it is wanted, and the planned ones wait meanwhile.
+    read(&then, &[3, 4, 90, 50]);
+    assert_eq!(then.fetched() - tree, 4 * chunk);
+    then.note_up();
+    ahead.join().unwrap();
+    assert_eq!(then.fetched() - tree, 6 * chunk);
+}
+
 /// What one boot has kept on the disk, the next one takes from there, but for a block that was changed; another root's blocks are none.
 #[test]
 fn a_disk_is_read_by_the_next_boot_and_not_believed() {

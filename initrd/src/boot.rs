@@ -339,6 +339,8 @@ fn local_disk(
         JOURNAL.say("disk", &why.to_string());
     }
     let root = Path::new("/");
+    // The threads beside may not have come to it yet.
+    loader.coldplug(root, |_| true);
     let patience = if policy == Policy::Disk { disk::CACHE_PATIENCE } else { Duration::ZERO };
     let found = match disk::wait_for(root, rule, patience, || drop(loader.coldplug(root, |_| true))) {
         Ok(found) => found,

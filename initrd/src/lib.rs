@@ -12,7 +12,7 @@
 //! | [`cmdline`] | what the kernel command line tells |
 //! | [`console`], [`journal`] | where people look; what happened |
 //! | [`failure`], [`page`], [`screen`] | what went wrong; how it is shown; on which screen |
-//! | [`modules`], [`beside`] | kernel modules; what loads beside the boot |
+//! | [`modules`], [`glob`], [`beside`] | kernel modules; depmod's patterns; what loads beside the boot |
 //! | [`hotplug`], [`nodes`] | devices that come later; those that bring their module |
 //! | [`link`], [`netlink`] | ports, their addresses |
 //! | [`network`] | the boot's steps to the server |
@@ -51,6 +51,7 @@ pub mod failure;
 pub mod fetch;
 #[cfg(test)]
 mod fixture;
+pub mod glob;
 pub mod handover;
 pub mod hardware;
 pub mod hotplug;

@@ -139,6 +139,9 @@ fn supervise(handover: &Handover) -> Result<End> {
         handover::report(reporter.clone());
         let up = move || {
             let _ = all_up.send(());
+            if let Some(blocks) = &blocks {
+                blocks.note_up();
+            }
             note_up(count, &shares.map(|blocks| blocks.shares()).unwrap_or_default());
             handover::report(reporter);
             if let Some(blocks) = blocks {

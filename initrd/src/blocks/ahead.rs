@@ -17,10 +17,18 @@ impl Blocks {
     pub fn follow(&self, order: &BootOrder) {
         let (last, per_chunk) = (self.chunks(), CHUNK / BLOCK as u64);
         let mut seen = HashSet::new();
-        let plan = order.ranges().iter().flat_map(|&(first, count)| {
-            first / per_chunk..(first.saturating_add(count)).div_ceil(per_chunk).min(last)
-        });
-        self.lock().plan = plan.filter(|chunk| seen.insert(*chunk)).collect();
+        let mut chunks = |ranges: &[(u64, u64)]| -> Vec<u64> {
+            let chunks = ranges.iter().flat_map(|&(first, count)| {
+                first / per_chunk..(first.saturating_add(count)).div_ceil(per_chunk).min(last)
+            });
+            chunks.filter(|chunk| seen.insert(*chunk)).collect()
+        };
+        let (early, late) = order.ranges().split_at(order.until_up());
+        let (mut plan, late) = (chunks(early), chunks(late));
+        let mut store = self.lock();
+        store.until_up = plan.len();
+        plan.extend(late);
+        store.plan = plan;
     }
 
     /// True when a recorded order is followed.
@@ -31,7 +39,11 @@ impl Blocks {
     /// What was read so far, in its order.
     pub fn order(&self) -> BootOrder {
         let (mut order, per_chunk) = (BootOrder::default(), CHUNK / BLOCK as u64);
-        for chunk in &self.lock().read {
+        let store = self.lock();
+        for (i, chunk) in store.read.iter().enumerate() {
+            if store.read_until_up == Some(i) {
+                order.note_up();
+            }
             order.push(chunk * per_chunk, per_chunk);
         }
         order
@@ -70,11 +82,15 @@ impl Blocks {
 
     /// Nothing more is fetched before it is asked for, and nothing is given: the boot has failed.
     pub fn abandon(&self) {
-        self.lock().plan.clear();
-        self.changed.notify_all();
+        self.forget_plan();
         if let Some(peers) = &self.peers {
             peers.close();
         }
+    }
+
+    fn forget_plan(&self) {
+        self.lock().plan.clear();
+        self.changed.notify_all();
     }
 
     /// Claims the next chunks of the plan.
@@ -82,12 +98,14 @@ impl Blocks {
         let mut store = self.lock();
         loop {
             let first = *store.plan.get(store.planned)?;
-            if self.keeps_few() && store.planned >= store.used + WINDOW {
+            let is_too_far = self.keeps_few() && store.planned >= store.used + WINDOW;
+            if is_too_far || store.planned >= store.until_up {
                 store = self.changed.wait(store).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
             let rest = store.plan.get(store.planned..).unwrap_or_default();
-            let row = rest.iter().zip(first..).take_while(|(chunk, next)| *chunk == next).count() as u64;
+            let row = rest.iter().zip(first..).take_while(|(chunk, next)| *chunk == next).count();
+            let row = row.min(store.until_up - store.planned) as u64;
             let claim = self.claim(&mut store, first, row.min(AHEAD));
             store.planned += claim.count.max(1) as usize;
             if claim.count > 0 {
@@ -98,6 +116,8 @@ impl Blocks {
 
     /// Fetches what is still missing. Returns false when it can't be had: then the fault says why.
     pub fn fetch_rest(&self, pause: Duration) -> bool {
+        // Whoever still waits to fetch in the recorded order is done.
+        self.forget_plan();
         // Machines of one room begin at different places: what one has fetched, others take from it.
         let begin = self.peers.as_ref().map_or(0, |peers| peers.begin(self.chunks()));
         for number in (begin..self.chunks()).chain(0..begin) {
