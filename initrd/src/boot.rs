@@ -420,7 +420,7 @@ fn mount_as_it_comes(
         let blocks = blocks.clone();
         std::thread::spawn(move || blocks.prefetch());
     }
-    beside.ground()?;
+    beside.ground().inspect_err(|_| blocks.abandon())?;
     let mounted = nbd::attach(Path::new("/dev"), &blocks)
         .context("attaching the network block device")
         .and_then(|device| mount::verified_device(&device, &shape))

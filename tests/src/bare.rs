@@ -215,8 +215,10 @@ impl Bare {
         let listen =
             |what: &str| UnixListener::bind(short(&directory).join(what)).expect("listening for QEMU");
         let (qmp, serial) = (listen("qmp"), listen("serial"));
-        let mut command = Command::new("qemu-system-x86_64");
+        // A machine does not outlive whoever started it, not even one that was killed.
+        let mut command = Command::new("setpriv");
         command
+            .args("--pdeathsig KILL qemu-system-x86_64".split(' '))
             .args("-nodefaults -no-user-config -smp 2 -display none -S".split(' '))
             .args(EMULATION.split(' '))
             .args("-device virtio-vga,xres=1280,yres=800 -device virtio-rng-pci -chardev socket,id=s,path=serial".split(' '))

@@ -206,7 +206,7 @@ fn image_run_boots_the_compute_recipe_to_its_end() {
     );
     let guard = labshift_tests::GUARD.as_secs().to_string();
     let mut run = Command::new("timeout");
-    run.arg(guard).arg(labshift()).args(["image", "run", "compute", "--until", "labshift-runtime ready"]);
+    run.arg(guard).arg(labshift()).args(["image", "run", "compute", "--until", "labshift-runtime ready kvm"]);
     let ended =
         run.arg("-o").arg(&store).arg("--output").arg(place.join("lab")).output().expect("starting it");
     let said = String::from_utf8_lossy(&[ended.stdout, ended.stderr].concat()).into_owned();

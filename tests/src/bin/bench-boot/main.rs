@@ -27,7 +27,7 @@ use labshift_tests::{
 };
 
 /// What the node's runtime says when it is ready.
-const READY: &str = "labshift-runtime ready ";
+const READY: &str = "labshift-runtime ready kvm ";
 
 /// What one boot showed.
 #[derive(Debug, Clone, Copy, Default)]
