@@ -13,6 +13,9 @@ use std::{
 
 use crate::{page::Page, screen};
 
+/// White on red, without a cursor: the text screen's page, and what lies under the framebuffer's.
+const BARE: &str = "\x1b[0;1;37;41m\x1b[2J\x1b[H\x1b[?25l";
+
 /// The open consoles of this machine.
 #[derive(Debug)]
 pub struct Consoles {
@@ -23,8 +26,8 @@ pub struct Consoles {
 struct Open {
     sysroot: PathBuf,
     consoles: Vec<Console>,
-    /// A page is on the screen: lines must not write over it.
-    page: bool,
+    /// The page that is on the screen: lines must not write over it.
+    page: Option<Page>,
 }
 
 #[derive(Debug)]
@@ -37,7 +40,7 @@ struct Console {
 impl Consoles {
     /// No console yet.
     pub const fn closed() -> Self {
-        Consoles { open: Mutex::new(Open { sysroot: PathBuf::new(), consoles: Vec::new(), page: false }) }
+        Consoles { open: Mutex::new(Open { sysroot: PathBuf::new(), consoles: Vec::new(), page: None }) }
     }
 
     /// Opens what the kernel uses. Call again after `/dev` or `/sys` has changed. One that can't be opened (no such serial port)
@@ -55,19 +58,25 @@ impl Consoles {
     /// Shows a page: as a block on serial lines, over the whole of the screen. Lines do not reach the screen until
     /// [`Consoles::leave_page`].
     pub fn show(&self, page: &Page) {
-        let block = page.block();
-        self.write(&block.replace('\n', "\r\n"), |c| !c.is_screen());
-        let mut open = self.lock();
-        let first = !std::mem::replace(&mut open.page, true);
-        let sysroot = open.sysroot.clone();
-        drop(open);
-        // White on red, without a cursor: the text screen's page, and what lies under the framebuffer's.
-        let clear = "\x1b[0;1;37;41m\x1b[2J\x1b[H\x1b[?25l";
-        if first {
-            self.write(clear, Console::is_screen);
+        self.write(&page.block().replace('\n', "\r\n"), |c| !c.is_screen());
+        if self.lock().page.replace(page.clone()).is_none() {
+            self.write(BARE, Console::is_screen);
         }
+        self.fill_screen(page);
+    }
+
+    /// Shows the page, if there is one, on the screen once more: a driver has brought a better one.
+    pub fn show_again(&self) {
+        let page = self.lock().page.clone();
+        if let Some(page) = page {
+            self.fill_screen(&page);
+        }
+    }
+
+    fn fill_screen(&self, page: &Page) {
+        let sysroot = self.lock().sysroot.clone();
         if !screen::paint(&sysroot, page).unwrap_or(false) {
-            let text = format!("{clear}{}", block.trim().replace('\n', "\r\n"));
+            let text = format!("{BARE}{}", page.block().trim().replace('\n', "\r\n"));
             self.write(&text, Console::is_screen);
         }
     }
@@ -75,7 +84,7 @@ impl Consoles {
     /// Takes the page off the screen, if there is one.
     pub fn leave_page(&self) {
         let mut open = self.lock();
-        if !std::mem::take(&mut open.page) {
+        if open.page.take().is_none() {
             return;
         }
         // Nobody could be told if it failed: the screen is where it would be said.
@@ -86,7 +95,7 @@ impl Consoles {
 
     /// Writes a line everywhere.
     pub fn line(&self, line: &str) {
-        let page = self.lock().page;
+        let page = self.lock().page.is_some();
         self.write(&line_of(line), |c| !(page && c.is_screen()));
     }
 
@@ -178,7 +187,19 @@ mod tests {
         };
         consoles.show(&page);
         consoles.line("hidden by the page");
+        // A graphics driver comes while the page is up.
+        let framebuffer = dir.join("sys/class/graphics/fb0");
+        std::fs::create_dir_all(&framebuffer).unwrap();
+        for (file, text) in [("virtual_size", "640,400"), ("stride", "2560"), ("bits_per_pixel", "32")] {
+            std::fs::write(framebuffer.join(file), text).unwrap();
+        }
+        std::fs::write(dir.join("dev/fb0"), "").unwrap();
+        consoles.show_again();
+        let painted = |bytes: Vec<u8>| bytes.iter().any(|&b| b == 255);
+        assert!(painted(std::fs::read(dir.join("dev/fb0")).unwrap()));
         consoles.leave_page();
+        consoles.show_again();
+        assert!(!painted(std::fs::read(dir.join("dev/fb0")).unwrap()));
         consoles.line("goes on");
         let (screen, serial) = (read("tty0"), read("ttyS0"));
         assert!(screen.contains("\x1b[2J") && screen.contains("NO-LINK") && !screen.contains("hidden"));

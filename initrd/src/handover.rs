@@ -257,7 +257,10 @@ pub fn load_modules(release: &str, named: &[String]) {
 /// Loads what the hardware asks for, from the new root, for life.
 pub fn serve_hardware(release: &str) {
     let served = match Loader::open(Path::new("/"), release) {
-        Ok(mut loader) => hotplug::serve(&mut loader, Path::new("/"), open_devices),
+        Ok(mut loader) => hotplug::serve(&mut loader, Path::new("/"), || {
+            open_devices();
+            JOURNAL.show_again();
+        }),
         Err(why) => Err(anyhow::anyhow!(no_index(release, &why))),
     };
     if let Err(why) = served {

@@ -106,6 +106,11 @@ impl Journal {
         self.consoles.show(page);
     }
 
+    /// The page that is shown, if any, is shown on a screen that a driver has just brought.
+    pub fn show_again(&self) {
+        self.consoles.show_again();
+    }
+
     /// The page is taken off the screen; lines go there again.
     pub fn leave_page(&self) {
         self.consoles.leave_page();

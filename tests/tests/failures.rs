@@ -446,7 +446,7 @@ fn a_runtime_that_crashes_in_a_loop() {
     assert_eq!(failure.code, "SERVICES");
     let sentence = "service labshift-runtime ended 5 times in a row";
     assert!(failure.sentence.contains(sentence) && failure.sentence.contains("exit code 1"), "{failure:?}");
-    // The root's own driver has made a graphics screen of it by then.
+    // The root's own driver brings a graphics screen, before or after: the page is there, too.
     machine.says("virtio_gpu");
     machine.shows(&page_letters(), &["SERVICES", sentence, "Node: ws-77 ", &format!("MAC: {MAC}")]);
 }
