@@ -4,7 +4,7 @@ use std::{
     fs,
     net::Ipv4Addr,
     path::{Path, PathBuf},
-    sync::{Arc, Once, atomic::AtomicUsize},
+    sync::{Arc, atomic::AtomicUsize},
     time::{Duration, Instant},
 };
 
@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use labshift_model::{
     boot::{BootAnswer, Stage},
     boot_order::BootOrder,
-    manifest::{LocalDisk, Manifest, short},
+    manifest::{Manifest, short},
     paths,
 };
 use ureq::Agent;
@@ -29,6 +29,7 @@ use crate::{
     idle,
     journal::JOURNAL,
     link::{self, Port},
+    local_disk,
     modules::Loader,
     mount::{self, Upper},
     nbd, network,
@@ -264,7 +265,7 @@ fn fetch_and_mount(
     let bytes = shape.data_size() + shape.tree_size();
     let free =
         fs::read_to_string("/proc/meminfo").ok().and_then(|t| mount::available_memory(&t)).unwrap_or(0);
-    let (policy, found) = local_disk(cmdline.policy, manifest, &shape, &mut beside.loader);
+    let (policy, found) = local_disk::choose(cmdline.policy, manifest, &shape, &mut beside.loader);
     let kept = if matches!(policy, Policy::Lazy | Policy::Disk) { shape.tree_size() } else { bytes };
     if free < kept + SPARE_MEMORY {
         let sentence = format!(
@@ -295,7 +296,7 @@ fn fetch_and_mount(
             .then(|| Swarm::new(own, &answer.peers, paths::PEER_PORT, shape.root_hash()));
         let blocks =
             mount_as_it_comes(source, shape.clone(), (policy, cache), peers, (&order, beside), &image)?;
-        swap(found.as_ref(), (policy == Policy::Disk).then_some(&shape));
+        local_disk::swap(found.as_ref(), (policy == Policy::Disk).then_some(&shape));
         return Ok(Some(blocks));
     }
     let file = mount::root_file(bytes).map_err(|why| halt(Code::Memory, format!("{why:#}")))?;
@@ -316,83 +317,8 @@ fn fetch_and_mount(
     beside.ground()?;
     let mounted = mount::verified_file(&file, &shape).and_then(|d| mount::mount_root(&d));
     mounted.map_err(|why| Halt::new(Stage::RootMounted, Code::Mount, format!("{image}: {why:#}")))?;
-    swap(found.as_ref().map(|(_, found)| found), None);
+    local_disk::swap(found.as_ref().map(|(_, found)| found), None);
     Ok(None)
-}
-
-/// The policy that this machine can have, and the local disk that the recipe names. Without the disk the root comes into memory.
-fn local_disk(
-    policy: Policy,
-    manifest: &Manifest,
-    shape: &Shape,
-    loader: &mut Loader,
-) -> (Policy, Option<(Option<disk::Cache>, disk::Found)>) {
-    let without = if policy == Policy::Disk { Policy::Full } else { policy };
-    let Some(rule) = &manifest.disk else {
-        if policy == Policy::Disk {
-            JOURNAL.say("disk", "the recipe names no disk ([disk]); the root comes into memory");
-        }
-        return (without, None);
-    };
-    let crypt = loader.load("dm_crypt");
-    if let Err(why) = &crypt {
-        JOURNAL.say("disk", &why.to_string());
-    }
-    let root = Path::new("/");
-    // The threads beside may not have come to it yet.
-    loader.coldplug(root, |_| true);
-    let patience = if policy == Policy::Disk { disk::CACHE_PATIENCE } else { Duration::ZERO };
-    let found = match disk::wait_for(root, rule, patience, || drop(loader.coldplug(root, |_| true))) {
-        Ok(found) => found,
-        Err(why @ disk::NoDisk::None(_)) => {
-            if policy == Policy::Disk {
-                JOURNAL.say("disk", &format!("{why}; the root comes into memory"));
-            }
-            swap_late(rule);
-            return (without, None);
-        }
-        Err(why) => {
-            JOURNAL.say("disk", &format!("{why}; the root comes into memory"));
-            return (without, None);
-        }
-    };
-    if policy != Policy::Disk {
-        return (policy, Some((None, found)));
-    }
-    match found.cache(shape) {
-        Ok(cache) => {
-            let state =
-                if cache.is_warm() { "holds blocks of this root" } else { "holds nothing of this root" };
-            JOURNAL.say("disk", &format!("{} {state}", found.path().display()));
-            (policy, Some((Some(cache), found)))
-        }
-        Err(why) => {
-            JOURNAL.say("disk", &format!("{why}; the root comes into memory"));
-            (without, None)
-        }
-    }
-}
-
-/// Swaps to a disk that comes when the boot has gone on without it.
-fn swap_late(rule: &LocalDisk) {
-    static ONCE: Once = Once::new();
-    let rule = rule.clone();
-    ONCE.call_once(|| {
-        std::thread::spawn(move || match disk::wait_for(Path::new("/"), &rule, disk::SWAP_PATIENCE, || ()) {
-            Ok(found) => swap(Some(&found), None),
-            Err(why) => JOURNAL.say("disk", &format!("{why}; there is no swap")),
-        });
-    });
-}
-
-/// Swaps to what the cache leaves of the local disk. Without it there is less to work in, and the boot goes on.
-fn swap(found: Option<&disk::Found>, cache: Option<&Shape>) {
-    let Some(found) = found else { return };
-    match found.swap(Path::new("/dev"), cache) {
-        Ok(0) => JOURNAL.say("disk", "too little is left for swap"),
-        Ok(size) => JOURNAL.say("disk", &format!("{} MiB of encrypted swap", size >> 20)),
-        Err(why) => JOURNAL.say("disk", &format!("no swap: {why}")),
-    }
 }
 
 /// Mounts a root of which nothing is here but its hash tree; the blocks come as they are read.

@@ -22,7 +22,7 @@
 //! | [`hardware`], [`adoption`] | what the machine is made of; how it becomes known |
 //! | [`blocks`], [`nbd`] | a root that comes as it is read; the device it is read from |
 //! | [`peers`] | the same root on machines around: blocks taken and given |
-//! | [`disk`] | the local disk that a recipe names: blocks for the next boot, encrypted swap |
+//! | [`disk`], [`local_disk`] | the local disk that a recipe names: blocks for the next boot, encrypted swap; what a boot makes of it |
 //! | [`mount`], [`handover`] | the new root; what init leaves in it |
 //! | [`boot`] | the linear run |
 //! | [`order`], [`process`], [`ready`], [`supervisor`], [`control`] | services |
@@ -61,6 +61,7 @@ pub mod kexec;
 pub mod lease;
 pub mod life;
 pub mod link;
+pub mod local_disk;
 pub mod modules;
 pub mod mount;
 pub mod nbd;
