@@ -195,7 +195,7 @@ mod tests {
         }
         std::fs::write(dir.join("dev/fb0"), "").unwrap();
         consoles.show_again();
-        let painted = |bytes: Vec<u8>| bytes.iter().any(|&b| b == 255);
+        let painted = |bytes: Vec<u8>| bytes.contains(&255);
         assert!(painted(std::fs::read(dir.join("dev/fb0")).unwrap()));
         consoles.leave_page();
         consoles.show_again();
