@@ -111,7 +111,8 @@ fn a_boot_order_stays_with_its_generation() {
     };
     assert_eq!(signature().boot_order, "");
     let later = Timestamp::now();
-    assert!(store.set_boot_order(("tiny", &built.generation), &order, later).unwrap());
+    let before = store.set_boot_order(("tiny", &built.generation), &order, later).unwrap();
+    assert_eq!(before, Some(BootOrder::default()));
     assert_eq!(signature().boot_order, "0+32,7");
     let again = build(&world.options(), &Silent).unwrap();
     assert_eq!((again.published, &again.generation), (Published::AlreadyThere, &built.generation));

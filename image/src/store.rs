@@ -205,14 +205,14 @@ impl Store {
         self.sign_with(name, generation, now, None).map(drop)
     }
 
-    /// Signs a published generation anew with another boot order; an empty one is none. Returns whether it could: one that was
-    /// pushed here keeps its signature.
+    /// Signs a published generation anew with another boot order; an empty one is none. Returns the order of before. One that was
+    /// pushed here keeps its signature: then there is nothing to return.
     pub fn set_boot_order(
         &self,
         (name, generation): (&str, &str),
         order: &BootOrder,
         now: Timestamp,
-    ) -> Result<bool, BuildError> {
+    ) -> Result<Option<BootOrder>, BuildError> {
         self.sign_with(name, generation, now, Some(order))
     }
 
@@ -222,7 +222,7 @@ impl Store {
         generation: &str,
         now: Timestamp,
         order: Option<&BootOrder>,
-    ) -> Result<bool, BuildError> {
+    ) -> Result<Option<BootOrder>, BuildError> {
         let directory = self.generation(name, generation);
         let path = directory.join(paths::MANIFEST);
         let bytes = fs::read(&path).at("reading", &path)?;
@@ -235,16 +235,15 @@ impl Store {
         let (key, path) = (self.signing_key()?, directory.join(paths::SIGNATURE));
         let there = fs::read(&path).ok().and_then(|s| serde_json::from_slice::<Signature>(&s).ok());
         if there.as_ref().is_some_and(|s| s.key != manifest::public(&key)) {
-            return Ok(false);
+            return Ok(None);
         }
-        let order = match order {
-            Some(order) => order.to_string(),
-            None => there.map(|s| s.boot_order).unwrap_or_default(),
-        };
+        let before = there.map(|s| s.boot_order).unwrap_or_default();
+        let order = order.map_or_else(|| before.clone(), BootOrder::to_string);
         let signature = manifest::sign_with_order(&bytes, &key, now, manifest.valid_days, order);
         let text = serde_json::to_vec_pretty(&signature).unwrap_or_default();
         scratch::write_whole(&path, &text, 0o644, false).at("writing", &path)?;
-        Ok(true)
+        // One that nobody can read is none.
+        Ok(Some(BootOrder::parse(&before).unwrap_or_default()))
     }
 
     /// Names of all images, sorted.

@@ -8,12 +8,21 @@ use std::{
     process::{Command, Stdio},
 };
 
+use jiff::Timestamp;
+use labshift_image::Store;
 use labshift_model::{
     api::{AdoptRequest, BootRequest, BootTarget, NodeView, RebootRequest},
     boot::Stage,
+    boot_order::BootOrder,
+    manifest::Signature,
+    paths,
 };
 use labshift_tests::{
     TestLab, descendants, labshift, page_letters, root, store, text_screen_letters, wait_for_end_of,
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
 };
 
 const SITE: &str = include_str!("../../cli/src/lab/site.toml");
@@ -195,24 +204,67 @@ fn an_ended_demo_leaves_nothing() {
     processes.iter().for_each(|(id, _)| wait_for_end_of(*id));
 }
 
+/// A store of its own with the smallest host.
+fn compute() -> PathBuf {
+    let store = root().join("target/test-lab/compute/store");
+    let mut build = Command::new(labshift());
+    build.args(["image", "build"]).arg(root().join("recipes/compute.toml")).arg("-o").arg(&store);
+    assert!(build.status().expect("a build").success());
+    store
+}
+
 /// The smallest host by itself, as its maker looks at it: `image run` ends when its runtime is ready.
 #[test]
 fn image_run_boots_the_compute_recipe_to_its_end() {
-    let place = root().join("target/test-lab/compute");
-    let (store, recipe) = (place.join("store"), root().join("recipes/compute.toml"));
-    let mut build = Command::new(labshift());
-    assert!(
-        build.args(["image", "build"]).arg(recipe).arg("-o").arg(&store).status().expect("a build").success()
-    );
+    let store = compute();
     let guard = labshift_tests::GUARD.as_secs().to_string();
     let mut run = Command::new("timeout");
     run.arg(guard).arg(labshift()).args(["image", "run", "compute", "--until", "labshift-runtime ready kvm"]);
-    let ended =
-        run.arg("-o").arg(&store).arg("--output").arg(place.join("lab")).output().expect("starting it");
+    let ended = run.arg("--output").arg(store.with_file_name("lab")).arg("-o").arg(&store);
+    let ended = ended.output().expect("starting it");
     let said = String::from_utf8_lossy(&[ended.stdout, ended.stderr].concat()).into_owned();
     println!("{said}");
     assert!(ended.status.success() && said.contains("running from the new root"), "{}", ended.status);
     assert!(said.contains("labshift-runtime ready kvm ok"), "no runtime with KVM");
+}
+
+/// A recording that is interrupted is no success, leaves the order that the image had, and takes its lab along.
+#[test]
+fn an_interrupted_recording_loses_nothing() {
+    let directory = compute();
+    let store = Store::open(&directory).expect("the store");
+    let (name, generation) = store.find("compute").expect("the image");
+    let image = (name.as_str(), generation.as_str());
+    let signed = store.generation(&name, &generation).join(paths::SIGNATURE);
+    let order = || {
+        let signature = fs::read_to_string(&signed).expect("the signature");
+        serde_json::from_str::<Signature>(&signature).expect("a signature").boot_order
+    };
+    store
+        .set_boot_order(image, &BootOrder::parse("0+32,7").expect("an order"), Timestamp::now())
+        .expect("signed");
+
+    let mut run = Command::new(labshift());
+    run.args(["image", "run", "compute", "--record", "-o"]).arg(&directory);
+    run.arg("--output").arg(directory.with_file_name("lab")).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut run = run.spawn().expect("starting it");
+    let mut lines = BufReader::new(run.stdout.take().expect("its output")).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.contains(" init kernel ")), "no boot");
+    std::thread::spawn(move || lines.for_each(drop));
+    assert_eq!(order(), "");
+    let processes = descendants(run.id());
+    assert!(processes.iter().any(|(_, command)| command.starts_with("qemu-system")), "{processes:?}");
+    kill(Pid::from_raw(run.id().cast_signed()), Signal::SIGTERM).expect("ending it");
+    let ended = run.wait_with_output().expect("its end");
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(
+        !ended.status.success() && said.contains("the order of before stays"),
+        "{}: {said}",
+        ended.status
+    );
+    assert_eq!(order(), "0+32,7");
+    processes.iter().for_each(|(id, _)| wait_for_end_of(*id));
+    store.set_boot_order(image, &BootOrder::default(), Timestamp::now()).expect("signed");
 }
 
 /// Whatever ends a lab, nothing of it stays, and the next one finds its place free.

@@ -2,20 +2,30 @@
 //! the order in which the boot reads its root is taken from there and signed with the image.
 
 use std::{
+    cell::Cell,
     fs,
     io::{BufRead, BufReader},
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use jiff::Timestamp;
-use labshift_lab::{ControlError, LabClient, control::Request};
+use labshift_image::Store;
+use labshift_lab::{ControlError, LabClient, control::Request, namespace};
 use labshift_model::{
     boot_order::BootOrder,
     mac::MacAddr,
     manifest::{ImageKind, Manifest, short},
     paths,
+};
+use nix::{
+    sys::signal::{SigSet, Signal, kill},
+    unistd::Pid,
 };
 
 use super::{existing, refused};
@@ -36,15 +46,12 @@ pub fn run(arguments: &ImageRun) -> Result<()> {
         manifest.kind == ImageKind::Host,
         "image {name} is a guest's; run it on a host: `labshift image run HOST --desktop {name}`"
     );
-    if arguments.record {
-        // An image that has an order does not tell another.
-        let set = store.set_boot_order((&name, &generation), &BootOrder::default(), Timestamp::now());
-        ensure!(
-            set.map_err(refused)?,
-            "{name}@{} was pushed here from another store, whose key signs it: record it there",
-            short(&generation)
-        );
-    }
+    let image = (name.as_str(), generation.as_str());
+    let recording = arguments.record.then(|| Recording::begin(&store, image)).transpose()?;
+    // Waited for by a thread: this one has a lab to end and an order to put back.
+    let mut signals = SigSet::empty();
+    [Signal::SIGINT, Signal::SIGTERM].into_iter().for_each(|s| signals.add(s));
+    signals.thread_block().context("blocking signals")?;
     fs::create_dir_all(&arguments.output)
         .with_context(|| format!("making {}", arguments.output.display()))?;
     let site = arguments.output.join("site.toml");
@@ -53,6 +60,16 @@ pub fn run(arguments: &ImageRun) -> Result<()> {
     println!("{name}@{}: one workstation with {} firmware", short(&generation), arguments.firmware);
 
     let mut lab = Lab { child: start(arguments, &site)?, client: LabClient::new(&arguments.output) };
+    let id = Pid::from_raw(lab.child.id().cast_signed());
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let flag = interrupted.clone();
+    std::thread::spawn(move || {
+        while signals.wait().is_ok() {
+            flag.store(true, Ordering::Release);
+            // Gone already, at worst.
+            let _ = kill(id, Signal::SIGTERM);
+        }
+    });
     let lines = lab.child.stdout.take().map(BufReader::new).context("listening to labshift lab up")?;
     let mut lines = lines.lines().map_while(Result::ok);
     let up = lines.by_ref().any(|line| {
@@ -71,23 +88,68 @@ pub fn run(arguments: &ImageRun) -> Result<()> {
             Ok(happening) => {
                 last = happening.id;
                 println!("{}", happening.detail);
-                if let Some(order) = parts.take(&happening.detail).filter(|_| arguments.record) {
-                    let order = BootOrder::parse(&order).context("reading the boot order")?;
-                    store.set_boot_order((&name, &generation), &order, Timestamp::now()).map_err(refused)?;
-                    let blocks: u64 = order.ranges().iter().map(|(_, count)| count).sum();
-                    println!(
-                        "{name}@{}: its boot reads {} MiB, in an order that is known now",
-                        short(&generation),
-                        (blocks * 4096) >> 20
-                    );
-                    return Ok(());
+                if let (Some(recording), Some(order)) = (&recording, parts.take(&happening.detail)) {
+                    return recording.finish(&BootOrder::parse(&order).context("reading the boot order")?);
                 }
                 if arguments.until.as_ref().is_some_and(|text| happening.detail.contains(text)) {
                     return Ok(());
                 }
             }
-            Err(ControlError::NoLab { .. }) => return Ok(()),
+            Err(ControlError::NoLab { .. }) => break,
+            Err(_) if interrupted.load(Ordering::Acquire) => break,
             Err(error) => return Err(error).context("reading the workstation's serial line"),
+        }
+    }
+    ensure!(
+        recording.is_none(),
+        "the lab ended before the boot's order was known; the order of before stays"
+    );
+    if let Some(text) = &arguments.until {
+        bail!("the lab ended before its serial line said {text:?}");
+    }
+    Ok(())
+}
+
+/// A generation without a boot order, for as long as its boot is recorded: an image that has one does not tell another. Ended early, it
+/// gets the order of before again.
+struct Recording<'a> {
+    store: &'a Store,
+    image: (&'a str, &'a str),
+    before: Cell<Option<BootOrder>>,
+}
+
+impl<'a> Recording<'a> {
+    fn begin(store: &'a Store, image: (&'a str, &'a str)) -> Result<Self> {
+        let before = store.set_boot_order(image, &BootOrder::default(), Timestamp::now()).map_err(refused)?;
+        ensure!(
+            before.is_some(),
+            "{}@{} was pushed here from another store, whose key signs it: record it there",
+            image.0,
+            short(image.1)
+        );
+        Ok(Recording { store, image, before: Cell::new(before) })
+    }
+
+    fn finish(&self, order: &BootOrder) -> Result<()> {
+        self.store.set_boot_order(self.image, order, Timestamp::now()).map_err(refused)?;
+        self.before.set(None);
+        let blocks: u64 = order.ranges().iter().map(|(_, count)| count).sum();
+        println!(
+            "{}@{}: its boot reads {} MiB, in an order that is known now",
+            self.image.0,
+            short(self.image.1),
+            (blocks * 4096) >> 20
+        );
+        Ok(())
+    }
+}
+
+impl Drop for Recording<'_> {
+    fn drop(&mut self) {
+        if let Some(before) = self.before.take().filter(|b| !b.is_empty())
+            && let Err(why) = self.store.set_boot_order(self.image, &before, Timestamp::now())
+        {
+            eprintln!("labshift: {} has lost its boot order: {why}", self.image.0);
         }
     }
 }
@@ -114,11 +176,11 @@ impl Parts {
 }
 
 fn start(arguments: &ImageRun, site: &std::path::Path) -> Result<Child> {
-    let program = std::env::current_exe().context("finding this program")?;
-    Command::new(program)
+    namespace::this_program()
         .args(["lab", "up", "--dashboard", "127.0.0.1:0", "--clock", "manual:2026-11-23T09:00:00"])
         .args(["--firmware", &format!("{MACHINE}={}", arguments.firmware)])
         .args(["--memory", &arguments.memory.to_string()])
+        .args(["--end-with", &std::process::id().to_string()])
         .arg("--site")
         .arg(site)
         .arg("--store")

@@ -42,8 +42,8 @@ pub fn run(arguments: LabUp) -> Result<()> {
 
 fn outside(arguments: &LabUp) -> Result<()> {
     if let Some(parent) = arguments.end_with {
-        prctl::set_pdeathsig(Signal::SIGTERM).context("asking to end with the demo")?;
-        ensure!(getppid() == Pid::from_raw(parent), "the demo has ended already");
+        prctl::set_pdeathsig(Signal::SIGTERM).context("asking to end with whoever started it")?;
+        ensure!(getppid() == Pid::from_raw(parent), "whoever started this lab has ended already");
     }
     // Mistakes are told before anything is made.
     let site = site::read(&arguments.site)?;
