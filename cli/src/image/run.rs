@@ -46,12 +46,12 @@ pub fn run(arguments: &ImageRun) -> Result<()> {
         manifest.kind == ImageKind::Host,
         "image {name} is a guest's; run it on a host: `labshift image run HOST --desktop {name}`"
     );
-    let image = (name.as_str(), generation.as_str());
-    let recording = arguments.record.then(|| Recording::begin(&store, image)).transpose()?;
     // Waited for by a thread: this one has a lab to end and an order to put back.
     let mut signals = SigSet::empty();
     [Signal::SIGINT, Signal::SIGTERM].into_iter().for_each(|s| signals.add(s));
     signals.thread_block().context("blocking signals")?;
+    let image = (name.as_str(), generation.as_str());
+    let recording = arguments.record.then(|| Recording::begin(&store, image)).transpose()?;
     fs::create_dir_all(&arguments.output)
         .with_context(|| format!("making {}", arguments.output.display()))?;
     let site = arguments.output.join("site.toml");
