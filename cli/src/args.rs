@@ -226,6 +226,17 @@ pub enum Node {
         #[command(flatten)]
         server: Server,
     },
+    /// Print what a node logged, from its kernel's start on: PID 1's stages and failures, and the output of its services.
+    Log {
+        /// Node name.
+        node: String,
+        /// Earlier boots, too, as far as the server keeps them (1 MiB of each node).
+        #[arg(long)]
+        all: bool,
+        /// Server.
+        #[command(flatten)]
+        server: Server,
+    },
     /// Wake a node now.
     Wake {
         /// Node name.
@@ -297,7 +308,7 @@ pub enum Node {
     /// Work out the code that opens the rescue shell of a machine whose boot has failed. Asks no server. Only for a machine in front of which
     /// you, or somebody you trust, stand.
     Rescue {
-        /// The challenge that the machine shows; its serial line and the boot's log at the server have it, too.
+        /// The challenge that the machine shows; its serial line and its log at the server (`labshift node log`) have it, too.
         #[arg(required = true, num_args = 1..)]
         challenge: Vec<String>,
         /// Private key in OpenSSH's form, whose public half the recipe names (`[rescue] keys`) [default: ~/.ssh/id_ed25519].

@@ -1,11 +1,13 @@
 //! `labshift node` and `labshift status`: the fleet as a running server sees it.
 
+use std::collections::HashSet;
+
 use anyhow::{Context, Result, bail};
 use labshift_fleet::client::{Client, ClientError};
 use labshift_model::{
     api::{
-        AdoptRequest, Boot, BootRequest, BootTarget, FleetStatus, ModeRequest, NodeView, RebootRequest,
-        Stranger, WakeRequest,
+        AdoptRequest, Boot, BootRequest, BootTarget, FleetStatus, LogPart, ModeRequest, NodeView,
+        RebootRequest, Stranger, WakeRequest,
     },
     manifest::short,
     node::Mode,
@@ -54,6 +56,16 @@ pub fn run(command: Node, json: bool) -> Result<()> {
             }
             boots.iter().for_each(|boot| print!("{}", stages(boot)));
         }
+        Node::Log { node, all, server } => {
+            let mut parts = ask(&server, |c| c.log(&node))?;
+            if let Some(newest) = parts.last().map(|part| part.begun_real).filter(|_| !all) {
+                parts.retain(|part| part.begun_real == newest);
+            }
+            if json {
+                return crate::print_json(&parts);
+            }
+            print!("{}", log(&node, &parts));
+        }
         Node::Wake { node, server } => {
             let request = WakeRequest { cause: "asked on the command line".into(), seconds: None };
             done(ask(&server, |c| c.ask(&node, "wake", &request))?, json)?;
@@ -89,6 +101,20 @@ pub fn run(command: Node, json: bool) -> Result<()> {
         Node::Rescue { challenge, key } => return crate::rescue::code(&challenge.concat(), key, json),
     }
     Ok(())
+}
+
+/// A node's log as text, boot by boot. A line that came twice, by datagram first, is printed once.
+fn log(node: &str, parts: &[LogPart]) -> String {
+    let mut text = String::new();
+    for boot in parts.chunk_by(|a, b| a.begun_real == b.begun_real) {
+        let begun = boot[0].begun_real.strftime("%Y-%m-%d %H:%M:%S UTC");
+        text += &format!("{node}, the boot of {begun}:\n");
+        let mut seen = HashSet::new();
+        for line in boot.iter().flat_map(|part| part.text.lines()).filter(|line| seen.insert(*line)) {
+            text += &format!("{}\n", line.strip_prefix("labshift: ").unwrap_or(line));
+        }
+    }
+    text
 }
 
 /// Prints the whole fleet.
@@ -230,4 +256,33 @@ fn ask<T>(server: &Server, question: impl FnOnce(&Client) -> Result<T, ClientErr
             other => anyhow::Error::new(other),
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_is_printed_boot_by_boot() {
+        let part = |begun: &str, text: &str| LogPart {
+            begun_real: begun.parse().expect("a time"),
+            at_real: "2026-11-23T10:00:00Z".parse().expect("a time"),
+            text: text.to_owned(),
+        };
+        let parts = [
+            part("2026-11-23T07:00:00Z", "labshift: [   1.000] link eth0\n"),
+            // A datagram first, then the whole by HTTP.
+            part("2026-11-23T09:00:00Z", "labshift: [   2.000] address none\n"),
+            part(
+                "2026-11-23T09:00:00Z",
+                "labshift: [   1.500] link eth0\nlabshift: [   2.000] address none\n",
+            ),
+        ];
+        assert_eq!(
+            log("ws1", &parts),
+            "ws1, the boot of 2026-11-23 07:00:00 UTC:\n[   1.000] link eth0\n\
+             ws1, the boot of 2026-11-23 09:00:00 UTC:\n[   2.000] address none\n[   1.500] link eth0\n"
+        );
+        assert_eq!(log("ws1", &[]), "");
+    }
 }

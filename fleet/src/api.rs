@@ -39,6 +39,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route(EVENTS, get(admin::events))
         .route(&format!("{NODES}/{{name}}/explain"), get(admin::explain))
         .route(&format!("{NODES}/{{name}}/boots"), get(admin::boots))
+        .route(&format!("{NODES}/{{name}}/log"), get(admin::log))
         .route(&format!("{NODES}/{{name}}/wake"), post(admin::wake))
         .route(&format!("{NODES}/{{name}}/mode"), post(admin::mode))
         .route(&format!("{NODES}/{{name}}/reboot"), post(admin::reboot))

@@ -8,7 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use labshift_model::api::{self, Boot, ClockRequest, Done, Event, Explanation, FleetStatus, Problem};
+use labshift_model::api::{
+    self, Boot, ClockRequest, Done, Event, Explanation, FleetStatus, LogPart, Problem,
+};
 use serde::{Serialize, de::DeserializeOwned};
 
 /// A request did not get what it asked for.
@@ -94,6 +96,11 @@ impl Client {
     /// A node's boots, newest first.
     pub fn boots(&self, node: &str) -> Result<Vec<Boot>, ClientError> {
         self.get(&format!("{}/{node}/boots", api::NODES))
+    }
+
+    /// What the server keeps of a node's log, oldest first.
+    pub fn log(&self, node: &str) -> Result<Vec<LogPart>, ClientError> {
+        self.get(&format!("{}/{node}/log", api::NODES))
     }
 
     /// One of a node's requests: `wake`, `mode`, `reboot`, `fence`.

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `records` | nodes and guests as the planner knows them, JSON |
 //! | `boots` | boot attempts with their stages |
+//! | `logs` | what nodes logged, the newest of each |
 //! | `plane` | what the boot plane saw of each machine |
 //! | `wakes` | magic packets |
 //! | `events` | every change with its cause: what `explain` prints |

@@ -6,7 +6,7 @@
 use std::{
     collections::VecDeque,
     path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Condvar, Mutex, MutexGuard, PoisonError},
 };
 
 use labshift_model::{
@@ -26,14 +26,17 @@ const LONGEST: usize = 1024;
 pub struct Journal {
     consoles: Consoles,
     inner: Mutex<Inner>,
+    said: Condvar,
 }
 
 #[derive(Debug)]
 struct Inner {
     lines: VecDeque<String>,
     bytes: usize,
-    /// Lines at the end of `lines` that no report has carried yet.
-    unsent_lines: usize,
+    /// Lines of this boot, kept or not.
+    all_lines: u64,
+    /// As many of them, the oldest, were carried by reports.
+    sent_lines: u64,
     stages: Vec<StageEvent>,
     /// Stages that reports have carried.
     sent_stages: usize,
@@ -44,20 +47,23 @@ struct Inner {
 }
 
 /// The journal of this process.
-pub static JOURNAL: Journal = Journal {
-    consoles: Consoles::closed(),
-    inner: Mutex::new(Inner {
-        lines: VecDeque::new(),
-        bytes: 0,
-        unsent_lines: 0,
-        stages: Vec::new(),
-        sent_stages: 0,
-        crash: None,
-        earlier_stages: 0,
-    }),
-};
+pub static JOURNAL: Journal = Journal::empty();
 
 impl Journal {
+    const fn empty() -> Self {
+        let inner = Inner {
+            lines: VecDeque::new(),
+            bytes: 0,
+            all_lines: 0,
+            sent_lines: 0,
+            stages: Vec::new(),
+            sent_stages: 0,
+            crash: None,
+            earlier_stages: 0,
+        };
+        Journal { consoles: Consoles::closed(), inner: Mutex::new(inner), said: Condvar::new() }
+    }
+
     /// Opens the consoles below `sysroot`.
     pub fn open_consoles(&self, sysroot: &Path) {
         self.consoles.open(sysroot);
@@ -67,7 +73,7 @@ impl Journal {
     pub fn say(&self, topic: &str, detail: &str) {
         let line = line(sys::boottime_ms(), topic, detail);
         self.consoles.line(&line);
-        self.lock().keep(line);
+        self.keep(line);
     }
 
     /// Keeps a line of a service's output; shows it on serial lines only when `show`.
@@ -76,7 +82,7 @@ impl Journal {
         if show {
             self.consoles.serial_line(&line);
         }
-        self.lock().keep(line);
+        self.keep(line);
     }
 
     /// Notes that a stage ended well.
@@ -97,7 +103,7 @@ impl Journal {
             &format!("failed: {} {}", failure.code, failure.sentence),
         );
         self.consoles.serial_line(&line);
-        self.lock().keep(line);
+        self.keep(line);
         self.note(stage, Some(failure.clone()), "");
     }
 
@@ -114,6 +120,17 @@ impl Journal {
     /// The page is taken off the screen; lines go there again.
     pub fn leave_page(&self) {
         self.consoles.leave_page();
+    }
+
+    fn keep(&self, line: String) {
+        self.lock().keep(line);
+        self.said.notify_all();
+    }
+
+    /// Returns once there are lines that no report has carried.
+    pub fn wait_for_lines(&self) {
+        let inner = self.said.wait_while(self.lock(), |inner| inner.unsent() == 0);
+        drop(inner);
     }
 
     fn note(&self, stage: Stage, failure: Option<Failure>, detail: &str) {
@@ -143,13 +160,9 @@ impl Journal {
     /// What no report has carried yet. [`Journal::delivered`] marks it as carried.
     pub fn report(&self, mac: MacAddr, attempt: Option<u64>) -> (BootReport, Mark) {
         let inner = self.lock();
-        let mark = Mark { stages: inner.stages.len(), lines: inner.unsent_lines };
-        let log: String = inner
-            .lines
-            .iter()
-            .skip(inner.lines.len() - inner.unsent_lines)
-            .flat_map(|l| [l.as_str(), "\n"])
-            .collect();
+        let mark = Mark { stages: inner.stages.len(), lines: inner.all_lines };
+        let carried = inner.lines.len() - inner.unsent();
+        let log: String = inner.lines.iter().skip(carried).flat_map(|l| [l.as_str(), "\n"]).collect();
         let stages = inner.stages[inner.sent_stages..].to_vec();
         (BootReport { mac, attempt, stages, crash: inner.crash.clone(), log, hardware: None }, mark)
     }
@@ -159,7 +172,7 @@ impl Journal {
         let mut inner = self.lock();
         inner.crash = None;
         inner.sent_stages = inner.sent_stages.max(mark.stages);
-        inner.unsent_lines = inner.unsent_lines.saturating_sub(mark.lines);
+        inner.sent_lines = inner.sent_lines.max(mark.lines);
     }
 
     /// The next report tells how the last run ended. What is known already, the kernel's own words, says more than what comes later.
@@ -172,23 +185,28 @@ impl Journal {
     }
 }
 
-/// How much of the journal a report carried.
+/// How far a report carried the journal.
 #[derive(Debug, Clone, Copy)]
 pub struct Mark {
     stages: usize,
-    lines: usize,
+    lines: u64,
 }
 
 impl Inner {
     fn keep(&mut self, line: String) {
         self.bytes += line.len() + 1;
         self.lines.push_back(line);
-        self.unsent_lines += 1;
+        self.all_lines += 1;
         while self.bytes > KEPT {
             let Some(old) = self.lines.pop_front() else { break };
             self.bytes -= old.len() + 1;
         }
-        self.unsent_lines = self.unsent_lines.min(self.lines.len());
+    }
+
+    /// How many of the lines that are kept no report has carried.
+    fn unsent(&self) -> usize {
+        usize::try_from(self.all_lines - self.sent_lines)
+            .map_or(self.lines.len(), |n| n.min(self.lines.len()))
     }
 }
 
@@ -222,21 +240,6 @@ fn line(at_ms: u64, topic: &str, detail: &str) -> String {
 mod tests {
     use super::*;
 
-    fn journal() -> Journal {
-        Journal {
-            consoles: Consoles::closed(),
-            inner: Mutex::new(Inner {
-                lines: VecDeque::new(),
-                bytes: 0,
-                unsent_lines: 0,
-                stages: vec![],
-                sent_stages: 0,
-                crash: None,
-                earlier_stages: 0,
-            }),
-        }
-    }
-
     #[test]
     fn lines_have_one_form() {
         assert_eq!(line(12_345, "root-mounted", "erofs"), "labshift: [  12.345] root-mounted erofs");
@@ -245,7 +248,7 @@ mod tests {
 
     #[test]
     fn reports_carry_each_thing_once_and_stay_small() {
-        let journal = journal();
+        let journal = Journal::empty();
         let mac = MacAddr([2; 6]);
         journal.reached(Stage::Init, "kernel 6.12");
         let (first, mark) = journal.report(mac, None);
@@ -267,9 +270,22 @@ mod tests {
         for i in 0..5_000 {
             journal.say("noise", &format!("{i} {}", "x".repeat(2_000)));
         }
-        let (full, _) = journal.report(mac, None);
+        let (full, mark) = journal.report(mac, None);
         assert!(full.log.len() <= KEPT, "{}", full.log.len());
         assert!(full.log.lines().last().is_some_and(|l| l.contains("4999")));
         assert_eq!(journal.tail(2).len(), 2);
+        // Two reports of the same, and a flood while they travel: what is new is not taken for carried.
+        (0..200).for_each(|i| journal.say("flood", &format!("{i} {}", "y".repeat(2_000))));
+        journal.delivered(mark);
+        journal.delivered(mark);
+        let (rest, mark) = journal.report(mac, None);
+        assert!(rest.log.contains("] flood 199 ") && !rest.log.contains("noise"), "{}", rest.log.len());
+        journal.delivered(mark);
+        assert_eq!(journal.report(mac, None).0.log, "");
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| journal.wait_for_lines());
+            journal.say("late", "word");
+            waiting.join().expect("woken");
+        });
     }
 }

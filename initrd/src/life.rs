@@ -37,6 +37,10 @@ const QUIET: Duration = Duration::from_secs(5);
 const RECORDING: Duration = Duration::from_secs(15);
 /// Bytes of a recorded order in one line.
 const ORDER_LINE: usize = 900;
+/// What is said meanwhile goes to the server in one report.
+const SHIPMENT: Duration = Duration::from_secs(10);
+/// How long a server that takes no reports is left alone, at most.
+const SILENCE: Duration = Duration::from_secs(300);
 /// How long one round of asking for an address takes.
 const ADDRESS_PATIENCE: Duration = Duration::from_secs(75);
 
@@ -84,8 +88,9 @@ fn supervise(handover: &Handover) -> Result<End> {
     if let Some(network) = handover.network.clone() {
         spawn_for_life("lease", move || keep_lease(network.clone()));
     }
-    if handover.reporter.is_none() {
-        spawn_for_life("clock", || clock::follow(Path::new("/")));
+    match handover.reporter.clone() {
+        Some(reporter) => spawn_for_life("log", move || ship_log(&reporter)),
+        None => spawn_for_life("clock", || clock::follow(Path::new("/"))),
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -150,6 +155,16 @@ fn supervise(handover: &Handover) -> Result<End> {
         };
         supervisor.run(requests, up).await.context("listening for the end of processes")
     })
+}
+
+/// Sends the log to the server as it grows, for life. What a silent server misses is kept, the newest of it, and sent later.
+fn ship_log(reporter: &handover::Reporter) {
+    let mut pause = SHIPMENT;
+    loop {
+        JOURNAL.wait_for_lines();
+        std::thread::sleep(pause);
+        pause = if reporter.report() { SHIPMENT } else { (pause * 2).min(SILENCE) };
+    }
 }
 
 /// A block of the running root is not what was signed, or can't be had: the programs that read it get an error.

@@ -7,6 +7,7 @@
 //! | `GET /v1/events?since=ID` | [`Event`]s, one JSON object per line, without end |
 //! | `GET /v1/nodes/NAME/explain` | [`Explanation`] |
 //! | `GET /v1/nodes/NAME/boots` | a list of [`Boot`], newest first |
+//! | `GET /v1/nodes/NAME/log` | a list of [`LogPart`], oldest first |
 //! | `POST /v1/nodes/NAME/wake` | [`WakeRequest`] → [`Done`] |
 //! | `POST /v1/nodes/NAME/mode` | [`ModeRequest`] → [`Done`] |
 //! | `POST /v1/nodes/NAME/reboot` | [`RebootRequest`] → [`Done`] |
@@ -270,6 +271,17 @@ pub struct WakeView {
     pub cause: String,
     /// Why it could not be sent.
     pub failure: Option<String>,
+}
+
+/// Part of a node's log, as one report brought it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogPart {
+    /// When the node started for the boot that this is of.
+    pub begun_real: Timestamp,
+    /// When it came.
+    pub at_real: Timestamp,
+    /// Lines, each with its end. Nobody vouches for them: whoever is on the lab's network can report in a machine's name.
+    pub text: String,
 }
 
 /// One boot of a node.

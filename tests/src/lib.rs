@@ -163,6 +163,20 @@ impl TestLab {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
+    /// Waits until the server holds a text in a workstation's log.
+    #[track_caller]
+    pub fn logs(&self, machine: &str, text: &str) {
+        let begin = std::time::Instant::now();
+        loop {
+            let log = self.client.log(machine).expect("asking for the log");
+            if log.iter().any(|part| part.text.contains(text)) {
+                return;
+            }
+            assert!(begin.elapsed() < GUARD, "{machine} did not log {text:?}: {log:?}");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
     /// Waits until a workstation's screen shows all these texts in these letters; pictures are taken until it does.
     #[track_caller]
     pub fn reads(&self, machine: &str, name: &str, letters: &Letters, texts: &[&str]) -> Picture {

@@ -66,6 +66,8 @@ fn machines_that_start_at_once_share_the_root() {
         let line = serial.lines().rfind(|line| line.contains("the server may go away")).unwrap_or_default();
         println!("{machine}: {line}");
         assert!(line.contains(" MiB from 1 peers") && !serial.contains("sent other bytes"), "{serial}");
+        // The server gets the log while the node runs.
+        lab.logs(machine, "MiB are here now; the server may go away");
         let before = line.split(" MiB from the server").next().and_then(|text| text.rsplit(' ').next());
         told += before.and_then(|mib| mib.parse::<u64>().ok()).expect("how much came from the server") << 20;
     }

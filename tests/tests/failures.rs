@@ -451,6 +451,24 @@ fn a_runtime_that_crashes_in_a_loop() {
     machine.shows(&page_letters(), &["SERVICES", sentence, "Node: ws-77 ", &format!("MAC: {MAC}")]);
 }
 
+/// Long after the boot a service says a word: the server has it, and what PID 1 says of the service's end.
+#[test]
+fn what_a_service_says_later_reaches_the_server() {
+    let script = "read word < /run/pipe; echo a late $word; exit 7";
+    let speaker = Service { restart: Restart::Never, ..service("speaker", &["/usr/bin/sh", "-c", script]) };
+    let caller = "/usr/bin/busybox mkfifo /run/pipe; /usr/bin/busybox sleep 15; echo word > /run/pipe; exec /usr/bin/busybox sleep 1000";
+    let answer = answer(|manifest| {
+        manifest.services = vec![
+            service("caller", &["/usr/bin/sh", "-c", caller]),
+            Service { after: vec!["caller".into()], ..speaker },
+        ];
+    });
+    let server = server(Behaviour { answer: Some(Ok(answer)), ..Default::default() });
+    let _machine = Bare::start("late", Setup { arguments: arguments(&server), ..Setup::default() });
+    server.log("] speaker a late word");
+    server.log("service speaker ended with exit code 7");
+}
+
 /// A service that takes more memory than its recipe gives it: the kernel ends it with all that it started, nobody else, and it is told by
 /// name with its limit. Processor and process limits are in force, too.
 #[test]

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use labshift_model::{
     api::{
         AdoptRequest, Boot, BootRequest, BootTarget, ClockRequest, Done, Event, Explanation, FenceRequest,
-        FleetStatus, ModeRequest, NodeView, RebootRequest, WakeRequest,
+        FleetStatus, LogPart, ModeRequest, NodeView, RebootRequest, WakeRequest,
     },
     site,
 };
@@ -64,6 +64,15 @@ pub(super) async fn boots(
 ) -> Answer<Vec<Boot>> {
     view(&shared, &name)?;
     Ok(Json(shared.registry.run(move |t| records::boots(t, &name, BOOTS)).await?))
+}
+
+pub(super) async fn log(
+    _: Admin,
+    State(shared): State<Arc<Shared>>,
+    Path(name): Path<String>,
+) -> Answer<Vec<LogPart>> {
+    view(&shared, &name)?;
+    Ok(Json(shared.registry.run(move |t| records::log(t, &name)).await?))
 }
 
 pub(super) async fn explain(

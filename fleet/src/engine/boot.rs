@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use labshift_model::{
-    api::{BootStage, EventKind, WakeView},
+    api::{BootStage, EventKind, LogPart, WakeView},
     boot::{BootPlaneEvent, Speaker, Stage, StageEvent},
     manifest::short,
 };
@@ -16,8 +16,12 @@ use crate::{boots::BootLog, registry::records::Write};
 
 impl Engine {
     /// Something that the boot plane saw.
-    pub(super) fn saw(&mut self, event: BootPlaneEvent) {
+    pub(super) fn saw(&mut self, mut event: BootPlaneEvent) {
         let (node, real) = (self.node_of(&event), self.moment().real);
+        if let (Some(node), BootPlaneEvent::Report { report, .. }) = (&node, &mut event) {
+            let log = std::mem::take(&mut report.log);
+            self.log_told(node, report.attempt, &log, real);
+        }
         let heard = event.clone();
         self.weigh(event);
         // After the event has begun a boot, if it did; what a running node fetches belongs to none.
@@ -149,6 +153,23 @@ impl Engine {
         }
         self.told_answered(node);
         self.hear(node, NodeEvent::Init);
+    }
+
+    /// Lines that a node reported. Like its stages, those of a boot that is over come too late.
+    fn log_told(&mut self, node: &str, attempt: Option<u64>, lines: &str, real: Timestamp) {
+        let boot = self.boots.get(node).map(|log| &log.boot);
+        let is_over = boot.is_some_and(|boot| attempt.is_some_and(|a| a < boot.attempt));
+        if lines.is_empty() || is_over {
+            return;
+        }
+        // Terminals will show it, and anybody could have sent it.
+        let plain = |c: char| if c.is_control() && c != '\n' { ' ' } else { c };
+        let part = LogPart {
+            begun_real: boot.map_or(real, |boot| boot.begun_real),
+            at_real: real,
+            text: lines.chars().map(plain).collect(),
+        };
+        self.writes.push(Write::Log { node: node.to_owned(), part });
     }
 
     /// Stages that a node reported. Reports of a boot that is over change nothing.

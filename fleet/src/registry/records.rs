@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use labshift_model::api::{Boot, Event, EventKind, GuestReport, WakeView};
+use labshift_model::api::{Boot, Event, EventKind, GuestReport, LogPart, WakeView};
 use rusqlite::{Result, Row, Transaction, params, types::Type};
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -27,6 +27,13 @@ pub enum Write {
         node: String,
         /// The boot.
         log: BootLog,
+    },
+    /// A node's log goes on.
+    Log {
+        /// Node.
+        node: String,
+        /// Its lines.
+        part: LogPart,
     },
     /// Something the boot plane saw.
     Plane {
@@ -127,6 +134,9 @@ pub struct Remembered {
     pub attempt: u64,
 }
 
+/// Bytes of log that are kept of each node.
+const LOG: u64 = 1 << 20;
+
 /// Rows that are kept of what only serves looking back.
 const HISTORY: u64 = 50_000;
 
@@ -189,6 +199,24 @@ fn write_one(t: &Transaction<'_>, change: &Write) -> Result<()> {
                 "INSERT OR REPLACE INTO boots (id, node, attempt, begun_real, json) VALUES (?1, ?2, ?3, ?4, ?5)",
             )?
             .execute(params![log.id, node, log.boot.attempt, log.boot.begun_real.to_string(), json_of(log)]),
+        Write::Log { node, part } => {
+            t.prepare_cached("INSERT INTO logs (node, begun_real, at_real, bytes, text) VALUES (?1, ?2, ?3, ?4, ?5)")?
+                .execute(params![
+                    node,
+                    part.begun_real.to_string(),
+                    part.at_real.to_string(),
+                    part.text.len(),
+                    part.text
+                ])?;
+            t.prepare_cached(
+                "DELETE FROM logs WHERE node = ?1 AND id <= (
+                    SELECT max(id) FROM (
+                        SELECT id, sum(bytes) OVER (ORDER BY id DESC) AS from_here FROM logs WHERE node = ?1
+                    ) WHERE from_here > ?2
+                 )",
+            )?
+            .execute(params![node, LOG])
+        }
         Write::Plane { at_real, node, json } => t
             .prepare_cached("INSERT INTO plane (at_real, node, json) VALUES (?1, ?2, ?3)")?
             .execute(params![at_real.to_string(), node, json]),
@@ -265,6 +293,14 @@ pub fn newest_events(t: &Transaction<'_>, subject: Option<&str>, limit: usize) -
 pub fn boots(t: &Transaction<'_>, node: &str, limit: usize) -> Result<Vec<Boot>> {
     let mut rows = t.prepare("SELECT json FROM boots WHERE node = ?1 ORDER BY id DESC LIMIT ?2")?;
     rows.query_map(params![node, limit as i64], |r| json_at::<BootLog>(r, 0).map(|l| l.boot))?.collect()
+}
+
+/// What is kept of a node's log, oldest first.
+pub fn log(t: &Transaction<'_>, node: &str) -> Result<Vec<LogPart>> {
+    let mut rows = t.prepare("SELECT begun_real, at_real, text FROM logs WHERE node = ?1 ORDER BY id")?;
+    let part =
+        |r: &Row<'_>| Ok(LogPart { begun_real: time_at(r, 0)?, at_real: time_at(r, 1)?, text: r.get(2)? });
+    rows.query_map([node], part)?.collect()
 }
 
 fn event(r: &Row<'_>) -> Result<Event> {

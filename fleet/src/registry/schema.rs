@@ -35,6 +35,11 @@ pub(super) const MIGRATIONS: &[&str] = &[
         body TEXT NOT NULL
      );
      CREATE INDEX reports_of_guest ON reports (guest, id);",
+    "CREATE TABLE logs (
+        id INTEGER PRIMARY KEY, node TEXT NOT NULL, begun_real TEXT NOT NULL, at_real TEXT NOT NULL, bytes INTEGER NOT NULL,
+        text TEXT NOT NULL
+     );
+     CREATE INDEX logs_of_node ON logs (node, id, bytes);",
 ];
 
 pub(super) fn version(connection: &Connection) -> rusqlite::Result<u32> {

@@ -3,6 +3,7 @@
 mod dashboard;
 mod day;
 mod fallback;
+mod log;
 mod refusals;
 mod strangers;
 mod support;

@@ -15,8 +15,14 @@ async fn nothing_is_told_or_done_without_the_right_token() {
     let dir = tempfile::tempdir().expect("a directory");
     let lab = Lab::start(dir.path(), "2026-11-23T23:00:00").await;
     let node = lab.boot("ws1").await;
-    let gets =
-        ["/v1/status", "/v1/events", "/v1/nodes/ws1/explain", "/v1/nodes/ws1/boots", paths::NODE_CHANNEL];
+    let gets = [
+        "/v1/status",
+        "/v1/events",
+        "/v1/nodes/ws1/explain",
+        "/v1/nodes/ws1/boots",
+        "/v1/nodes/ws1/log",
+        paths::NODE_CHANNEL,
+    ];
     let posts = ["wake", "mode", "reboot", "fence"].map(|verb| format!("/v1/nodes/ws1/{verb}"));
     for path in gets {
         for token in [None, Some("wrong"), Some("")] {
