@@ -2,7 +2,6 @@
 //! the order in which the boot reads its root is taken from there and signed with the image.
 
 use std::{
-    cell::Cell,
     fs,
     io::{BufRead, BufReader},
     process::{Child, Stdio},
@@ -51,7 +50,7 @@ pub fn run(arguments: &ImageRun) -> Result<()> {
     [Signal::SIGINT, Signal::SIGTERM].into_iter().for_each(|s| signals.add(s));
     signals.thread_block().context("blocking signals")?;
     let image = (name.as_str(), generation.as_str());
-    let recording = arguments.record.then(|| Recording::begin(&store, image)).transpose()?;
+    let mut recording = arguments.record.then(|| Recording::begin(&store, image)).transpose()?;
     fs::create_dir_all(&arguments.output)
         .with_context(|| format!("making {}", arguments.output.display()))?;
     let site = arguments.output.join("site.toml");
@@ -88,7 +87,9 @@ pub fn run(arguments: &ImageRun) -> Result<()> {
             Ok(happening) => {
                 last = happening.id;
                 println!("{}", happening.detail);
-                if let (Some(recording), Some(order)) = (&recording, parts.take(&happening.detail)) {
+                if let Some(order) = parts.take(&happening.detail)
+                    && let Some(recording) = recording.take()
+                {
                     return recording.finish(&BootOrder::parse(&order).context("reading the boot order")?);
                 }
                 if arguments.until.as_ref().is_some_and(|text| happening.detail.contains(text)) {
@@ -115,7 +116,7 @@ pub fn run(arguments: &ImageRun) -> Result<()> {
 struct Recording<'a> {
     store: &'a Store,
     image: (&'a str, &'a str),
-    before: Cell<Option<BootOrder>>,
+    before: Option<BootOrder>,
 }
 
 impl<'a> Recording<'a> {
@@ -127,12 +128,12 @@ impl<'a> Recording<'a> {
             image.0,
             short(image.1)
         );
-        Ok(Recording { store, image, before: Cell::new(before) })
+        Ok(Recording { store, image, before })
     }
 
-    fn finish(&self, order: &BootOrder) -> Result<()> {
+    fn finish(mut self, order: &BootOrder) -> Result<()> {
         self.store.set_boot_order(self.image, order, Timestamp::now()).map_err(refused)?;
-        self.before.set(None);
+        self.before = None;
         let blocks: u64 = order.ranges().iter().map(|(_, count)| count).sum();
         println!(
             "{}@{}: its boot reads {} MiB, in an order that is known now",

@@ -8,7 +8,7 @@ use labshift_model::{
     boot::{BootPlaneEvent, BootReport},
 };
 
-use crate::support::{Lab, example};
+use crate::support::{GUARD, Lab, example};
 
 fn report(lab: &Lab, mac: MacAddr, attempt: Option<u64>, log: &str) {
     let report =
@@ -25,7 +25,7 @@ async fn log(lab: &Lab, node: &str, done: impl Fn(&[LogPart]) -> bool) -> Vec<Lo
         if done(&parts) {
             return parts;
         }
-        assert!(begin.elapsed().as_secs() < 300, "{parts:?}");
+        assert!(begin.elapsed() < GUARD, "{parts:?}");
         tokio::task::yield_now().await;
     }
 }
